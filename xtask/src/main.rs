@@ -1,0 +1,57 @@
+//! The one front door to building and checking Gantry: `cargo xtask LANE`.
+//!
+//! Invariant: what continuous integration runs is what a developer runs, with the same command.
+
+mod deps;
+mod lanes;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build and check Gantry.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the lanes given, or all of them; what they need is installed
+    Test {
+        /// Lanes to run
+        #[arg(value_enum)]
+        lanes: Vec<lanes::Lane>,
+    },
+    /// Check the rules of the source tree: headers, sizes, borders
+    Tidy,
+    /// Check who depends on whom
+    Deps,
+}
+
+/// What went wrong, as one line.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test { lanes } => lanes::run(&lanes),
+        Command::Tidy => tidy::check(),
+        Command::Deps => deps::check(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the workspace.
+fn root() -> std::path::PathBuf {
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}

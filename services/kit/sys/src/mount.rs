@@ -97,10 +97,10 @@ impl Options {
                     continue;
                 }
             };
-            attributes.set = (attributes.set | set) & !clear | set;
-            attributes.clear |= clear;
+            // The last word on a flag holds, as in mount(8).
+            attributes.set = (attributes.set & !clear) | set;
+            attributes.clear = (attributes.clear & !set) | clear;
         }
-        attributes.clear &= !attributes.set | libc::MOUNT_ATTR__ATIME;
         out
     }
 }
@@ -316,9 +316,9 @@ mod tests {
         assert_eq!(options.attributes.propagation, libc::MS_SLAVE);
         assert_eq!(options.bind, Some(true));
         assert_eq!(options.data, ["size=64k"]);
-        assert_eq!(
-            Options::parse(&["ro", "rw"]).attributes.clear & libc::MOUNT_ATTR_RDONLY,
-            0
-        );
+        let last = Options::parse(&["ro", "rw"]).attributes;
+        assert_eq!((last.set, last.clear), (0, libc::MOUNT_ATTR_RDONLY));
+        let last = Options::parse(&["rw", "ro"]).attributes;
+        assert_eq!((last.set, last.clear), (libc::MOUNT_ATTR_RDONLY, 0));
     }
 }

@@ -42,18 +42,6 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes over a descriptor that the parent left open under a number that both agreed on.
-///
-/// # Errors
-/// When that number is not open.
-pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD only inspects the number; a wrong one is reported as EBADF.
-    check_fd(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-    // SAFETY: the number is open, was passed to this process for this purpose, and callers take it once at start,
-    // before anything else can own it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 fn check_fd(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -77,6 +65,28 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
         )
     };
     crate::check(result).map(drop)
+}
+
+/// Reads once. No bytes means the end.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there, EIO for a terminal whose last slave has closed.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(nix::unistd::read(fd, buffer)?)
+}
+
+/// Writes once and says how much went.
+///
+/// # Errors
+/// `WouldBlock` when there is no room, `BrokenPipe` when nobody reads; SIGPIPE must be ignored.
+pub fn write(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    Ok(nix::unistd::write(fd, data)?)
+}
+
+/// Closes every descriptor from `first` on. For a process that goes on with none of its own, such as a reaper.
+pub fn close_from(first: u32) {
+    // SAFETY: the caller keeps no descriptor that it would use or drop later, as the documentation asks.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
 /// Makes `number` refer to what `fd` does and keeps it open across exec.

@@ -176,34 +176,6 @@ pub fn reap() -> Option<Ended> {
     })
 }
 
-/// Waits for the next child, as a reaper does; None when no child is left.
-pub fn reap_blocking() -> Option<Ended> {
-    let mut status = 0;
-    // SAFETY: the pointer is to a live variable; no rusage is asked for.
-    let pid = unsafe { libc::wait4(-1, &mut status, 0, std::ptr::null_mut()) };
-    if pid < 0 {
-        return None;
-    }
-    let signal = if libc::WIFSIGNALED(status) {
-        libc::WTERMSIG(status)
-    } else {
-        0
-    };
-    let code = if signal > 0 {
-        128 + signal
-    } else {
-        libc::WEXITSTATUS(status)
-    };
-    Some(Ended {
-        pid,
-        code,
-        signal,
-        user_usec: 0,
-        system_usec: 0,
-        max_rss_kib: 0,
-    })
-}
-
 /// Becomes this user, group and supplementary groups, keeping permitted capabilities across the change.
 ///
 /// # Errors
@@ -287,4 +259,23 @@ pub fn exit_now(code: i32) -> ! {
 /// Sets the mask of permissions taken from new files.
 pub fn set_umask(mask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+}
+
+/// The life of a small PID 1: passes every signal on to `child`, reaps what becomes its own, and ends as `child` ended.
+pub fn forward_signals(child: i32) -> ! {
+    let all = SigSet::all();
+    let _ = all.thread_block();
+    loop {
+        // What ended before the signals were blocked left no signal behind, so look first.
+        while let Some(ended) = reap() {
+            if ended.pid == child {
+                exit_now(ended.code);
+            }
+        }
+        match all.wait() {
+            Ok(Signal::SIGCHLD) | Err(_) => {}
+            // The child may be ending; the next look tells.
+            Ok(signal) => drop(kill(child, signal as i32)),
+        }
+    }
 }

@@ -1,4 +1,5 @@
 //! What is acknowledged survives kill -9, a second opener is refused, and the schema gate holds.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};

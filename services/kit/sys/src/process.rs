@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::{Gid, Uid};
 
 /// SIGTERM, for those who ask politely.
 pub const SIGTERM: i32 = libc::SIGTERM;
@@ -24,13 +24,13 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     crate::check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
-/// The calling process gets SIGTERM when its parent's thread ends; ends at once when that has happened already.
+/// The calling process gets SIGTERM when its parent, `parent`, ends. An error when that has happened already.
 ///
 /// # Errors
 /// When the kernel refuses, or the parent is gone.
-pub fn end_with_parent() -> io::Result<()> {
+pub fn end_with_parent(parent: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
-    if nix::unistd::getppid() == Pid::from_raw(1) {
+    if u32::try_from(nix::unistd::getppid().as_raw()).ok() != Some(parent) {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             "the parent is gone",

@@ -1,7 +1,7 @@
 //! Listening sockets that a supervisor made before us.
 //!
-//! Our own supervisor passes the gRPC socket as standard input and the metrics socket as standard output, and says so
-//! with `GANTRY_SOCKETS=stdio`; a service manager passes the gRPC socket by `LISTEN_FDS` (sd_listen_fds(3)).
+//! The supervisor passes the gRPC socket as standard input and the metrics socket as standard output, and says so with
+//! `GANTRY_SOCKETS=stdio`.
 //! Invariant: an inherited socket is never unlinked.
 
 use std::os::fd::AsFd as _;

@@ -130,6 +130,14 @@ pub fn check() -> Outcome {
             .as_array()
             .into_iter()
             .flatten()
+            // A test may stand a lower service up for real instead of pretending to be it.
+            .filter(|d| {
+                d["kind"] != "dev"
+                    || !d["name"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .starts_with("gantry-")
+            })
             .filter_map(|d| d["name"].as_str());
         judge(
             package["name"].as_str().unwrap_or_default(),

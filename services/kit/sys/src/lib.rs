@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod caps;
+pub mod cgroup;
 pub mod event;
 pub mod fd;
 pub mod fs;
@@ -12,6 +13,7 @@ pub mod mount;
 pub mod ns;
 pub mod process;
 pub mod seccomp;
+pub mod tree;
 pub mod tty;
 
 /// Turns the kernel's -1 into an error.

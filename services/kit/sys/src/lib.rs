@@ -10,6 +10,7 @@ pub mod event;
 pub mod fd;
 pub mod fs;
 pub mod mount;
+pub mod netns;
 pub mod ns;
 pub mod process;
 pub mod seccomp;

@@ -41,7 +41,7 @@ pub struct Digest {
 }
 
 /// Why a text is not a digest.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum DigestError {
     /// No `algorithm:` before the hex digits.
     #[error("digest {0:?}: has no algorithm; write sha256:<64 hex digits>")]

@@ -20,7 +20,7 @@ pub struct Reference {
 }
 
 /// Why a text is not a reference.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum ReferenceError {
     /// Nothing there.
     #[error("image reference is empty; write [registry/]name[:tag][@digest]")]

@@ -1,0 +1,58 @@
+//! The registry service: moves images between registries and the store. Rank 2: calls store and snapshotter; needs no
+//! privileges; faces the internet.
+//!
+//! Invariants: nothing that a registry sends is believed before its digest was checked; every buffer has a bound; every wait has an
+//! end; one blob is fetched once, however many ask for it.
+//!
+//! Reconcilers: none; at start the leases of pulls that were cut off are dropped.
+//!
+//! ```text
+//! Pull: tag -> (index ->) manifest -> config -> layers side by side: fetch -> store -> unpack -> name
+//! ```
+
+mod api;
+mod config;
+mod credentials;
+mod document;
+mod error;
+mod fetch;
+mod peers;
+mod progress;
+mod pull;
+mod remote;
+
+use gantry_chassis::{Drain, Listener, Paths};
+
+pub use config::Config;
+pub use error::Error;
+
+use crate::peers::Peers;
+use crate::pull::Puller;
+
+/// Serves until the drain starts.
+///
+/// # Errors
+/// [`Error`] when the socket is unusable.
+pub async fn run(
+    config: Config,
+    paths: Paths,
+    listener: Listener,
+    drain: Drain,
+) -> Result<(), Error> {
+    let peers = Peers::new(&paths);
+    let sweeper = peers.clone();
+    drain.spawn("old leases", async move {
+        if let Err(fault) = sweeper.drop_old_leases().await {
+            tracing::info!(%fault, "the leases of earlier pulls end by themselves");
+        }
+    });
+    let puller = Puller::new(config, peers);
+    gantry_chassis::serve(
+        "registry",
+        listener,
+        api::routes(puller, drain.clone()),
+        &drain,
+    )
+    .await
+    .map_err(|error| Error::Serve(error.to_string()))
+}

@@ -1,0 +1,305 @@
+//! Store and snapshotter, which take what is fetched.
+//!
+//! Invariant: every call is safe to repeat, so a peer that restarts is asked again for a while.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use gantry_chassis::{Channel, Fault, Paths, connect};
+use gantry_proto::snapshotter::EnsureLayerRequest;
+use gantry_proto::snapshotter::snapshotter_client::SnapshotterClient;
+use gantry_proto::store;
+use gantry_proto::store::store_client::StoreClient;
+use gantry_proto::types;
+use gantry_types::{Digest, ErrorKind, Platform};
+use tonic::Status;
+
+use crate::document::Descriptor;
+
+const HOLDER: &str = "registry";
+/// Seconds after which the lease of a pull that was cut off ends.
+const LEASE_SECONDS: i64 = 3600;
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where a blob is to be written.
+#[derive(Debug, Clone)]
+pub enum Staging {
+    /// It is there already.
+    Exists,
+    /// To this file, from this offset on.
+    File(PathBuf, u64),
+}
+
+/// An image that the store has.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// Normalised name.
+    pub name: String,
+    /// Digest of what the name points to.
+    pub digest: String,
+    /// Digest of the config.
+    pub id: String,
+    /// diff_id and blob.
+    pub layers: Vec<(String, Digest)>,
+}
+
+/// The peers.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    store: StoreClient<Channel>,
+    snapshotter: SnapshotterClient<Channel>,
+}
+
+async fn call<T, F>(make: impl Fn() -> F) -> Result<T, Fault>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let fault = match make().await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(status) => Fault::from(status),
+        };
+        if fault.kind != ErrorKind::Unavailable || began.elapsed() > PATIENCE {
+            return Err(fault);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+impl Peers {
+    /// Clients for the sockets of an instance.
+    pub fn new(paths: &Paths) -> Self {
+        Self {
+            store: StoreClient::new(connect(&paths.socket("store"))),
+            snapshotter: SnapshotterClient::new(connect(&paths.socket("snapshotter"))),
+        }
+    }
+
+    /// Drops the leases of pulls that an earlier run of the service was cut off in.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn drop_old_leases(&self) -> Result<(), Fault> {
+        let request = store::SyncLeasesRequest {
+            holder: HOLDER.into(),
+            ids: Vec::new(),
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.sync_leases(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Keeps blobs, also those that are still to come.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn hold(&self, lease: &str, digests: Vec<String>) -> Result<(), Fault> {
+        let request = store::PutLeaseRequest {
+            id: lease.to_owned(),
+            holder: HOLDER.into(),
+            digests,
+            ttl_seconds: LEASE_SECONDS,
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.put_lease(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Lets go.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn release(&self, lease: &str) -> Result<(), Fault> {
+        let request = store::DeleteLeaseRequest {
+            id: lease.to_owned(),
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.delete_lease(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Where to write a blob.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begin(&self, digest: &Digest, size: u64) -> Result<Staging, Fault> {
+        let request = store::BeginIngestRequest {
+            key: digest.to_string(),
+            digest: digest.to_string(),
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            lease: String::new(),
+        };
+        let begun = call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.begin_ingest(request).await }
+        })
+        .await?;
+        Ok(if begun.exists {
+            Staging::Exists
+        } else {
+            Staging::File(begun.path.into(), u64::try_from(begun.offset).unwrap_or(0))
+        })
+    }
+
+    /// Takes what was written.
+    ///
+    /// # Errors
+    /// Corrupt when it is something else.
+    pub async fn commit(&self, digest: &Digest, size: u64) -> Result<(), Fault> {
+        let request = store::CommitIngestRequest {
+            key: digest.to_string(),
+            digest: digest.to_string(),
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            lease: String::new(),
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.commit_ingest(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Drops what was written.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn abort(&self, digest: &Digest) -> Result<(), Fault> {
+        let request = store::AbortIngestRequest {
+            key: digest.to_string(),
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.abort_ingest(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The bytes of a small blob.
+    ///
+    /// # Errors
+    /// NotFound when the store does not have it.
+    pub async fn read(&self, digest: &Digest) -> Result<Vec<u8>, Fault> {
+        let request = store::ReadBlobRequest {
+            digest: digest.to_string(),
+        };
+        let reply = call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.read_blob(request).await }
+        })
+        .await?;
+        Ok(reply.data)
+    }
+
+    /// What a name points to now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn target(&self, name: &str) -> Result<Option<String>, Fault> {
+        let request = store::GetImageRequest {
+            name: name.to_owned(),
+        };
+        let found = call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.get_image(request).await }
+        })
+        .await;
+        match found {
+            Ok(image) => Ok(image.target.map(|target| target.digest)),
+            Err(fault) if fault.kind == ErrorKind::NotFound => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Gives an image its name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn name(&self, name: &str, target: &Descriptor) -> Result<(), Fault> {
+        let request = store::PutImageRequest {
+            name: name.to_owned(),
+            target: Some(types::Descriptor {
+                media_type: target.media_type.clone(),
+                digest: target.digest.to_string(),
+                size: i64::try_from(target.size).unwrap_or(i64::MAX),
+                ..types::Descriptor::default()
+            }),
+            ..store::PutImageRequest::default()
+        };
+        call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.put_image(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The image, when the store has all of it for the platform.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn held(&self, reference: &str, platform: &Platform) -> Result<Option<Held>, Fault> {
+        let request = store::ResolveImageRequest {
+            reference: reference.to_owned(),
+            platform: Some(platform.clone().into()),
+            lease: String::new(),
+        };
+        let found = call(|| {
+            let (mut client, request) = (self.store.clone(), request.clone());
+            async move { client.resolve_image(request).await }
+        })
+        .await;
+        let image = match found {
+            Ok(image) => image,
+            Err(fault) if fault.kind == ErrorKind::NotFound => return Ok(None),
+            Err(fault) => return Err(fault),
+        };
+        let layers = image.layers.into_iter().filter_map(|layer| {
+            let blob = layer.blob.unwrap_or_default();
+            Some((layer.diff_id, blob.digest.parse().ok()?))
+        });
+        Ok(Some(Held {
+            name: image.name,
+            digest: image.target.unwrap_or_default().digest,
+            id: image.config.unwrap_or_default().digest,
+            layers: layers.collect(),
+        }))
+    }
+
+    /// Has a layer unpacked.
+    ///
+    /// # Errors
+    /// Corrupt when it is not what its diff_id says.
+    pub async fn unpack(&self, diff_id: &str, blob: &Digest) -> Result<(), Fault> {
+        let request = EnsureLayerRequest {
+            diff_id: diff_id.to_owned(),
+            blob: Some(types::Descriptor {
+                digest: blob.to_string(),
+                ..types::Descriptor::default()
+            }),
+        };
+        call(|| {
+            let (mut client, request) = (self.snapshotter.clone(), request.clone());
+            async move {
+                let mut events = client.ensure_layer(request).await?.into_inner();
+                while events.message().await?.is_some() {}
+                Ok(tonic::Response::new(()))
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,44 @@
+//! The user's terminal: raw mode, its size, and giving it back.
+//!
+//! Invariant: a terminal that was made raw is restored when the guard is dropped, whatever happened.
+
+use std::io::IsTerminal as _;
+
+use gantry_proto::runtime::TerminalSize;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// A raw terminal.
+pub struct Raw(Termios);
+
+impl Raw {
+    /// Passes every key on as it is; `None` when standard input is no terminal.
+    pub fn enter() -> Option<Raw> {
+        let stdin = rustix::stdio::stdin();
+        let before = tcgetattr(stdin).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin, OptionalActions::Now, &raw).ok()?;
+        Some(Raw(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nothing can be done when the terminal is gone.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Rows and columns, when standard output is a terminal.
+pub fn size() -> Option<TerminalSize> {
+    let size = tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    (size.ws_row > 0).then(|| TerminalSize {
+        rows: size.ws_row.into(),
+        columns: size.ws_col.into(),
+    })
+}
+
+/// Whether standard input is a terminal.
+pub fn is_input() -> bool {
+    std::io::stdin().is_terminal()
+}

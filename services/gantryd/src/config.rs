@@ -82,6 +82,14 @@ pub struct Tables {
     pub socket: SocketConfig,
     /// Images, blobs, leases.
     pub store: gantry_store::Config,
+    /// Networks, endpoints, published ports, names.
+    pub network: gantry_network::Config,
+    /// Layers, snapshots, volumes.
+    pub snapshotter: gantry_snapshotter::Config,
+    /// Pulls.
+    pub registry: gantry_registry::Config,
+    /// Containers.
+    pub runtime: gantry_runtime::Config,
 }
 
 /// What was loaded and where each value came from.
@@ -172,12 +180,17 @@ fn apply(root: &mut toml::Table, set: &str) -> Result<(), ConfigError> {
 impl Tables {
     fn validate(&self) -> Result<(), ConfigError> {
         self.socket.mode()?;
-        self.store
-            .validate()
-            .map_err(|message| ConfigError::Invalid {
-                table: "store",
-                message,
-            })
+        let checked = [
+            ("store", self.store.validate()),
+            ("network", self.network.validate()),
+            ("snapshotter", self.snapshotter.validate()),
+            ("registry", self.registry.validate()),
+            ("runtime", self.runtime.validate()),
+        ];
+        for (table, result) in checked {
+            result.map_err(|message| ConfigError::Invalid { table, message })?;
+        }
+        Ok(())
     }
 }
 

@@ -59,6 +59,14 @@ struct Cli {
 enum Command {
     /// Images, blobs, leases
     Store,
+    /// Networks, endpoints, published ports, names
+    Network,
+    /// Layers, snapshots, volumes
+    Snapshotter,
+    /// Pulls
+    Registry,
+    /// Containers
+    Runtime,
     /// Settings
     Config {
         #[command(subcommand)]
@@ -123,11 +131,15 @@ fn run(cli: Cli) -> Result<(), Error> {
             action: ConfigCommand::Check,
         }) => return Ok(()),
         Some(Command::Store) => Some(Service::Store),
+        Some(Command::Network) => Some(Service::Network),
+        Some(Command::Snapshotter) => Some(Service::Snapshotter),
+        Some(Command::Registry) => Some(Service::Registry),
+        Some(Command::Runtime) => Some(Service::Runtime),
         None => None,
     };
     let mut builder = match one {
         Some(service) => service.tokio(),
-        None if cli.in_process => Service::Store.tokio(),
+        None if cli.in_process => Service::Runtime.tokio(),
         None => tokio::runtime::Builder::new_current_thread(),
     };
     let tokio = builder.enable_all().build().map_err(|source| Error::Io {

@@ -19,6 +19,14 @@ pub const GRACE: Duration = Duration::from_secs(8);
 pub enum Service {
     /// Images, blobs, leases.
     Store,
+    /// Networks, endpoints, published ports, names.
+    Network,
+    /// Layers, snapshots, volumes.
+    Snapshotter,
+    /// Pulls.
+    Registry,
+    /// Containers.
+    Runtime,
 }
 
 /// A service ended with an error.
@@ -33,35 +41,76 @@ type Running = Pin<Box<dyn Future<Output = Result<(), ServiceError>> + Send>>;
 
 impl Service {
     /// Every service, lowest rank first.
-    pub const ALL: [Service; 1] = [Service::Store];
+    pub const ALL: [Service; 5] = [
+        Service::Store,
+        Service::Network,
+        Service::Snapshotter,
+        Service::Registry,
+        Service::Runtime,
+    ];
 
     /// Its name: subcommand, socket, folder and settings table.
     pub fn name(self) -> &'static str {
         match self {
             Service::Store => "store",
+            Service::Network => "network",
+            Service::Snapshotter => "snapshotter",
+            Service::Registry => "registry",
+            Service::Runtime => "runtime",
         }
     }
 
     /// The scheduler it runs on.
     pub fn tokio(self) -> tokio::runtime::Builder {
         match self {
-            // Its work is short; hashing has threads of its own.
-            Service::Store => tokio::runtime::Builder::new_current_thread(),
+            // Their work is short; hashing and unpacking have threads of their own.
+            Service::Store | Service::Snapshotter | Service::Network => {
+                tokio::runtime::Builder::new_current_thread()
+            }
+            // Many streams at once.
+            Service::Registry | Service::Runtime => {
+                let mut builder = tokio::runtime::Builder::new_multi_thread();
+                builder.worker_threads(2);
+                builder
+            }
         }
     }
 
     fn start(self, settings: &Settings, paths: Paths, listener: Listener, drain: Drain) -> Running {
         let tables = settings.tables.clone();
         let service = self.name();
-        let fail = move |error: &dyn std::error::Error| ServiceError {
-            service,
-            message: error.to_string(),
-        };
+        /// Runs one and names it in its error.
+        async fn named<E: std::error::Error>(
+            service: &'static str,
+            running: impl Future<Output = Result<(), E>>,
+        ) -> Result<(), ServiceError> {
+            running.await.map_err(|error| ServiceError {
+                service,
+                message: error.to_string(),
+            })
+        }
         Box::pin(async move {
             match self {
-                Service::Store => gantry_store::run(tables.store, paths, listener, drain)
-                    .await
-                    .map_err(|e| fail(&e)),
+                Service::Store => {
+                    let run = gantry_store::run(tables.store, paths, listener, drain);
+                    named(service, run).await
+                }
+                Service::Network => {
+                    let run = gantry_network::run(tables.network, paths, listener, drain);
+                    named(service, run).await
+                }
+                Service::Snapshotter => {
+                    let run = gantry_snapshotter::run(tables.snapshotter, paths, listener, drain);
+                    named(service, run).await
+                }
+                Service::Registry => {
+                    let run = gantry_registry::run(tables.registry, paths, listener, drain);
+                    named(service, run).await
+                }
+                Service::Runtime => {
+                    let run = gantry_runtime::run(tables.runtime, paths, listener, drain);
+                    named(service, run).await
+                }
             }
         })
     }

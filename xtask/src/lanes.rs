@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{Outcome, deps, root, tidy};
+use crate::{Outcome, build, deps, root, tidy};
 
 /// One kind of check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -22,17 +22,104 @@ pub enum Lane {
     Deny,
     /// clippy, warnings denied
     Clippy,
-    /// Every test
+    /// The tests of each crate
     Unit,
+    /// The whole engine, as a user drives it
+    E2e,
+    /// The whole engine, killed at random moments
+    Crash,
 }
 
 /// Debian packages that tests call, and a program of each that shows it is there.
-const PACKAGES: [(&str, &str); 4] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("busybox-static", "busybox"),
+    ("debootstrap", "debootstrap"),
+    ("docker-registry", "docker-registry"),
+    ("iproute2", "ip"),
+    ("nftables", "nft"),
+    ("python3", "python3"),
+    ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("libcap2-bin", "setcap"),
     ("attr", "setfattr"),
 ];
+
+/// The test programs of the end-to-end lane.
+const E2E: [&str; 8] = [
+    "smoke",
+    "streams",
+    "life",
+    "image",
+    "network",
+    "volume",
+    "isolation",
+    "hostile",
+];
+
+/// The main job: builds everything as it ships and shows a container that runs.
+///
+/// # Errors
+/// When a step fails; what was started is put away.
+pub fn dev(arguments: &[String]) -> Outcome {
+    driver("gantry-dev", arguments).and_then(|()| leaks())
+}
+
+/// Measures.
+///
+/// # Errors
+/// When a step fails.
+pub fn bench(arguments: &[String]) -> Outcome {
+    driver("gantry-bench", arguments).and_then(|()| leaks())
+}
+
+/// Runs a program of the tests crate on an optimised engine.
+fn driver(program: &str, arguments: &[String]) -> Outcome {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !status.lines().any(|line| line.starts_with("Uid:\t0\t")) {
+        return Err("an engine needs root; run it with sudo -E".into());
+    }
+    install()?;
+    println!("building (optimised)");
+    let binaries = build::run(true)?;
+    // Cargo passes a Ctrl-C on to the program and waits for it, as we do.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    call(
+        Command::new(cargo)
+            .args([
+                "run",
+                "--quiet",
+                "--package",
+                "gantry-tests",
+                "--bin",
+                program,
+                "--",
+            ])
+            .args(arguments)
+            .env("GANTRY_BIN", binaries),
+    )
+}
+
+/// What whole-system tests must not have left on the host: anything with the marks of their nodes.
+fn leaks() -> Outcome {
+    let script = "
+grep -o ' /tmp/gantry-[^ ]*' /proc/self/mountinfo
+ls /sys/class/net | grep -E '^gt[0-9]+x'
+nft list tables 2>/dev/null | grep gantry_test_
+ls -d /sys/fs/cgroup/gantry-test-* /sys/fs/cgroup/*/gantry-test-* 2>/dev/null
+for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -E '^[^ ]*(gantryd|gantry-shim) .*/gantry-'; done
+true";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .output()
+        .map_err(|error| format!("look for leaks: {error}"))?;
+    let left = String::from_utf8_lossy(&output.stdout);
+    if left.trim().is_empty() {
+        println!("nothing is left on the host");
+        Ok(())
+    } else {
+        Err(format!("left on the host:\n{left}"))
+    }
+}
 
 /// Runs the lanes, all when none is given, and prints what each took.
 ///
@@ -102,7 +189,32 @@ impl Lane {
             ]),
             Lane::Unit => {
                 install()?;
-                cargo(&["test", "--workspace"])
+                cargo(&["test", "--workspace", "--exclude", "gantry-tests"])
+            }
+            Lane::E2e => {
+                install()?;
+                build::run(false)?;
+                let mut arguments = vec!["test", "--package", "gantry-tests", "--lib"];
+                for test in E2E {
+                    arguments.extend(["--test", test]);
+                }
+                arguments.extend(["--", "--test-threads=2"]);
+                cargo(&arguments).and_then(|()| leaks())
+            }
+            Lane::Crash => {
+                install()?;
+                build::run(false)?;
+                cargo(&[
+                    "test",
+                    "--package",
+                    "gantry-tests",
+                    "--test",
+                    "crash",
+                    "--",
+                    "--test-threads=1",
+                    "--nocapture",
+                ])
+                .and_then(|()| leaks())
             }
         }
     }
@@ -139,7 +251,11 @@ fn cargo(arguments: &[&str]) -> Outcome {
     call(Command::new(cargo).args(arguments))
 }
 
-fn call(command: &mut Command) -> Outcome {
+/// Runs a command in the workspace.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn call(command: &mut Command) -> Outcome {
     let status = command.current_dir(root()).status();
     match status {
         Ok(status) if status.success() => Ok(()),

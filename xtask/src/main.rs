@@ -2,6 +2,7 @@
 //!
 //! Invariant: what continuous integration runs is what a developer runs, with the same command.
 
+mod build;
 mod deps;
 mod lanes;
 mod tidy;
@@ -20,6 +21,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build gantryd, ctl and the static shim into target/gantry/debug (or release)
+    Build {
+        /// Optimised, as it ships
+        #[arg(long)]
+        release: bool,
+    },
+    /// Start a private engine, make a base image, run a container, clean up
+    Dev {
+        /// --image NAME, --keep
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Time the engine beside other engines, where there are some
+    Bench {
+        /// --rounds N, --containers N
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run the lanes given, or all of them; what they need is installed
     Test {
         /// Lanes to run
@@ -37,6 +56,9 @@ type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Build { release } => build::run(release).map(|dir| println!("{}", dir.display())),
+        Command::Dev { arguments } => lanes::dev(&arguments),
+        Command::Bench { arguments } => lanes::bench(&arguments),
         Command::Test { lanes } => lanes::run(&lanes),
         Command::Tidy => tidy::check(),
         Command::Deps => deps::check(),

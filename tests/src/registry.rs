@@ -1,0 +1,164 @@
+//! Debian's docker-registry on a free loopback port, with a directory of its own.
+//!
+//! Invariants: gone with the value; images go in by the public protocol, as any other client would push them.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::http::request;
+use crate::image::{Blob, Image, Index};
+
+/// A running registry.
+#[derive(Debug)]
+pub struct Registry {
+    process: Child,
+    address: String,
+    _home: TempDir,
+}
+
+impl Registry {
+    /// The registry that the tests of one program share while at least one of them uses it.
+    pub fn shared() -> Arc<Registry> {
+        static SHARED: Mutex<Weak<Registry>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(|broken| broken.into_inner());
+        shared.upgrade().unwrap_or_else(|| {
+            let registry = Arc::new(Registry::start());
+            *shared = Arc::downgrade(&registry);
+            registry
+        })
+    }
+
+    /// Starts one and waits until it answers.
+    ///
+    /// # Panics
+    /// When docker-registry is not installed or does not answer.
+    pub fn start() -> Registry {
+        let home = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        let config = home.path().join("config.yml");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
+                 http: {{addr: {address:?}, secret: tests}}\n",
+                home.path().join("data").display()
+            ),
+        )
+        .unwrap();
+        drop(free);
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start docker-registry (apt-get install docker-registry)");
+        let registry = Registry {
+            process,
+            address,
+            _home: home,
+        };
+        crate::within(Duration::from_secs(20), "docker-registry answers", || {
+            request("GET", &registry.address, "/v2/", &[], b"").ok()
+        });
+        registry
+    }
+
+    /// "127.0.0.1:port"
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Pushes an image as `name:tag`; the reference to pull it by.
+    pub fn push(&self, name: &str, tag: &str, image: &Image) -> String {
+        self.put_blobs(name, image);
+        self.put_manifest(name, tag, &image.manifest());
+        format!("{}/{name}:{tag}", self.address)
+    }
+
+    /// Pushes several images under one index; the reference.
+    pub fn push_index(&self, name: &str, tag: &str, index: &Index) -> String {
+        for (image, _) in &index.images {
+            self.put_blobs(name, image);
+            let manifest = image.manifest();
+            self.put_manifest(name, &manifest.digest, &manifest);
+        }
+        self.put_manifest(name, tag, &index.blob());
+        format!("{}/{name}:{tag}", self.address)
+    }
+
+    fn put_blobs(&self, name: &str, image: &Image) {
+        self.put_blob(name, &image.config());
+        for layer in &image.layers {
+            self.put_blob(name, layer);
+        }
+    }
+
+    fn put_blob(&self, name: &str, blob: &Blob) {
+        let path = format!("/v2/{name}/blobs/{}", blob.digest);
+        let there = request("HEAD", &self.address, &path, &[], b"").unwrap();
+        if there.status == 200 {
+            return;
+        }
+        let path = format!("/v2/{name}/blobs/uploads/");
+        let begun = request("POST", &self.address, &path, &[], b"").unwrap();
+        assert_eq!(begun.status, 202, "begin an upload: {begun:?}");
+        let location = &begun.headers["location"];
+        let at = location
+            .split_once(self.address.as_str())
+            .map_or(location.as_str(), |(_, path)| path);
+        let join = if at.contains('?') { '&' } else { '?' };
+        let path = format!("{at}{join}digest={}", blob.digest);
+        let kind = "Content-Type: application/octet-stream".to_owned();
+        let done = request("PUT", &self.address, &path, &[kind], &blob.bytes).unwrap();
+        assert_eq!(done.status, 201, "upload a blob: {done:?}");
+    }
+
+    fn put_manifest(&self, name: &str, reference: &str, blob: &Blob) {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        let kind = format!("Content-Type: {}", blob.media_type);
+        let done = request("PUT", &self.address, &path, &[kind], &blob.bytes).unwrap();
+        assert_eq!(
+            done.status,
+            201,
+            "put a manifest: {}",
+            String::from_utf8_lossy(&done.body)
+        );
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Layer;
+
+    #[test]
+    fn a_pushed_image_is_what_others_see() {
+        let registry = Registry::start();
+        let image = Image::new(vec![Layer::new().file("a", 0o644, b"x").gzip()]);
+        let reference = registry.push("made/here", "1", &image);
+        let seen = Command::new("skopeo")
+            .args(["inspect", "--tls-verify=false"])
+            .arg(format!("docker://{reference}"))
+            .output()
+            .unwrap();
+        assert!(seen.status.success(), "{seen:?}");
+        let json: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
+        assert_eq!(json["Digest"], image.manifest().digest.as_str());
+        assert_eq!(json["Layers"][0], image.layers[0].digest.as_str());
+    }
+}

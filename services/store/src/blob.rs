@@ -121,13 +121,24 @@ impl Files {
         }
         file.sync_all().map_err(Error::io("write", &staged))?;
         let target = self.blob(&digest);
-        std::fs::rename(&staged, &target).map_err(Error::io("name", &target))?;
+        match std::fs::rename(&staged, &target) {
+            // Another commit of the same key was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NoIngest(key.to_owned()));
+            }
+            other => other.map_err(Error::io("name", &target))?,
+        }
         if let Some(folder) = target.parent() {
             File::open(folder)
                 .and_then(|folder| folder.sync_all())
                 .map_err(Error::io("write", folder))?;
         }
         Ok((digest, got_size))
+    }
+
+    /// Bytes of a blob that is under its name, and so was verified.
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        Some(std::fs::metadata(self.blob(digest)).ok()?.len())
     }
 
     /// Drops a staging file; none is fine.

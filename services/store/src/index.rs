@@ -171,32 +171,27 @@ impl Store {
         size: u64,
         lease: &str,
     ) -> Result<Blob, Error> {
-        let (files, expected) = (self.files.clone(), digest.clone());
-        let committed = blocking(move || files.commit(&key, expected.as_ref(), size)).await;
+        let (files, expected) = (self.files.clone(), digest);
+        let committed = blocking(move || match files.commit(&key, expected.as_ref(), size) {
+            // A repeat: the first answer was lost, or the first commit is still on its way.
+            Err(Error::NoIngest(key)) => expected
+                .and_then(|digest| Some((digest.clone(), files.size(&digest)?)))
+                .ok_or(Error::NoIngest(key)),
+            other => other,
+        })
+        .await;
         let mut records = self.records.lock().await;
-        let blob = match (committed, digest) {
-            (Ok((digest, size)), _) => {
-                let record = BlobRecord {
-                    size,
-                    committed_at: now_seconds(),
-                };
-                let mut batch = self.db.batch();
-                self.blobs
-                    .put(&mut batch, digest.to_string().as_bytes(), &record);
-                self.db.commit(batch).await?;
-                records.blobs.insert(digest.clone(), record);
-                Blob { digest, size }
-            }
-            // A repeat after the first answer was lost.
-            (Err(Error::NoIngest(key)), Some(digest)) => match records.blobs.get(&digest) {
-                Some(record) => Blob {
-                    size: record.size,
-                    digest,
-                },
-                None => return Err(Error::NoIngest(key)),
-            },
-            (Err(error), _) => return Err(error),
+        let (digest, size) = committed?;
+        let record = BlobRecord {
+            size,
+            committed_at: now_seconds(),
         };
+        let mut batch = self.db.batch();
+        self.blobs
+            .put(&mut batch, digest.to_string().as_bytes(), &record);
+        self.db.commit(batch).await?;
+        records.blobs.insert(digest.clone(), record);
+        let blob = Blob { digest, size };
         self.extend_lease(&mut records, lease, std::slice::from_ref(&blob.digest))
             .await?;
         Ok(blob)

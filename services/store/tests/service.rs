@@ -452,3 +452,24 @@ async fn files_and_records_are_brought_together() {
         [&orphan]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_may_commit_the_same_bytes_at_once() {
+    let mut node = Node::start(quick()).await;
+    for round in 0..20u32 {
+        let bytes: Vec<u8> = (0..50_000u32)
+            .flat_map(|n| (n ^ round).to_le_bytes())
+            .collect();
+        let name = digest(&bytes);
+        let begun = node.begin(&name, &name).await;
+        append(&begun.path, &bytes);
+        let request = || CommitIngestRequest {
+            key: name.clone(),
+            digest: name.clone(),
+            ..Default::default()
+        };
+        let (mut one, mut two) = (node.client.clone(), node.client.clone());
+        let (one, two) = tokio::join!(one.commit_ingest(request()), two.commit_ingest(request()));
+        assert_eq!(one.unwrap().into_inner(), two.unwrap().into_inner());
+    }
+}

@@ -9,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use gantry_proto::shim::Process;
-use gantry_sys::process::Cloned;
 use gantry_sys::{caps, fd, process, seccomp};
 
 use super::Failed;
@@ -190,15 +189,15 @@ impl Ready {
 
     /// Stays as PID 1, runs the program as a child, passes signals on and reaps; returns only when nothing could be run.
     pub fn run_with_reaper(&self, status: &mut UnixStream) -> Failed {
-        let child = match process::clone_process(0, None) {
-            Ok(Cloned::Child) => {
+        let child = match process::fork() {
+            Ok(None) => {
                 let failed = self.exec();
                 let mut message = vec![failed.code];
                 message.extend_from_slice(failed.message.as_bytes());
                 let _ = status.write_all(&message);
                 process::exit_now(i32::from(failed.code));
             }
-            Ok(Cloned::Parent { pid, .. }) => pid,
+            Ok(Some(pid)) => pid,
             Err(error) => {
                 return Failed::from(format!("start the program under the reaper: {error}"));
             }

@@ -54,8 +54,7 @@ impl Layout {
                 continue;
             };
             let (mut place, mut kind) = (place.split(' '), kind.split(' '));
-            let (Some(path), Some(kind), Some(options)) =
-                (place.nth(4), kind.next(), kind.nth(1))
+            let (Some(path), Some(kind), Some(options)) = (place.nth(4), kind.next(), kind.nth(1))
             else {
                 continue;
             };

@@ -37,9 +37,7 @@ fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> 
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, ENOSPC when there are too many, or what `work` says.
-pub fn create<T: Send>(
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<(OwnedFd, T)> {
+pub fn create<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<(OwnedFd, T)> {
     apart(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let namespace = File::open("/proc/thread-self/ns/net")?;
@@ -69,7 +67,14 @@ pub fn pin(namespace: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     File::options().write(true).create_new(true).open(path)?;
     let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     let flags = MsFlags::MS_BIND;
-    mount(Some(source.as_str()), path, None::<&str>, flags, None::<&str>).map_err(|error| {
+    mount(
+        Some(source.as_str()),
+        path,
+        None::<&str>,
+        flags,
+        None::<&str>,
+    )
+    .map_err(|error| {
         // The mount's failure is what counts; an empty file is swept with the rest.
         let _ = std::fs::remove_file(path);
         error.into()
@@ -101,7 +106,8 @@ pub fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let pinned = nix::sys::statfs::fstatfs(&file)?.filesystem_type() == nix::sys::statfs::NSFS_MAGIC;
+    let pinned =
+        nix::sys::statfs::fstatfs(&file)?.filesystem_type() == nix::sys::statfs::NSFS_MAGIC;
     Ok(pinned.then(|| file.into()))
 }
 

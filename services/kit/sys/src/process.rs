@@ -129,6 +129,19 @@ pub fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     }
 }
 
+/// Makes a child that shares everything but memory. For a process that already lives under a filter, in which clone3(2) does
+/// not exist.
+///
+/// # Errors
+/// EAGAIN (too many processes).
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: the caller has one thread (this module's invariant), so the child may go on as ordinary code.
+    match crate::check(unsafe { libc::fork() }.into())? {
+        0 => Ok(None),
+        pid => i32::try_from(pid).map(Some).map_err(io::Error::other),
+    }
+}
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Ended {

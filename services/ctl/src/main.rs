@@ -5,9 +5,11 @@
 
 mod container;
 mod error;
+mod exec;
 mod flags;
 mod image;
 mod inspect;
+mod logs;
 mod network;
 mod output;
 mod peers;
@@ -63,10 +65,10 @@ enum Command {
     #[command(visible_alias = "list")]
     Ps(container::Ps),
     Inspect(inspect::Inspect),
-    Logs(container::Logs),
-    Exec(run::Exec),
+    Logs(logs::Logs),
+    Exec(exec::Exec),
     Attach(run::Attach),
-    Top(container::Top),
+    Top(logs::Top),
     Pull(image::Pull),
     Images(image::Images),
     Rmi(image::Rmi),
@@ -106,10 +108,10 @@ enum Container {
     #[command(visible_aliases = ["ps", "list"])]
     Ls(container::Ps),
     Inspect(inspect::Inspect),
-    Logs(container::Logs),
-    Exec(run::Exec),
+    Logs(logs::Logs),
+    Exec(exec::Exec),
     Attach(run::Attach),
-    Top(container::Top),
+    Top(logs::Top),
 }
 
 /// The same commands under their noun.

@@ -1,4 +1,4 @@
-//! `run`, `create`, `start`, `attach`, `exec`: everything that joins the user with a process.
+//! `run`, `create`, `start`, `attach`: everything that joins the user with a process.
 //!
 //! Invariants: exit codes are docker's (125 the engine, 126 and 127 the program, else its own); a container of `run` starts only
 //! once its output has a listener; an engine that restarts in the middle does not end the command.
@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args};
 use gantry_proto::runtime::attach_input::Input as AttachWire;
-use gantry_proto::runtime::exec_input::Input as ExecWire;
 use gantry_proto::runtime::{
-    AttachInput, AttachOpen, Container, CreateRequest, CreateResponse, ExecInput, ExecOpen,
-    GetRequest, StartRequest, Status, WaitRequest, WaitResponse,
+    AttachInput, AttachOpen, Container, CreateRequest, CreateResponse, GetRequest, StartRequest,
+    Status, WaitRequest, WaitResponse,
 };
 use gantry_types::{Classify as _, ErrorKind};
 use tokio::sync::mpsc;
@@ -27,7 +26,8 @@ use crate::progress;
 use crate::stream::{self, Ended, Input, Options};
 use crate::tty;
 
-const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
+/// Docker's.
+pub const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
 
 /// Make a container and run it
 #[derive(Debug, Args)]
@@ -96,48 +96,12 @@ pub struct Attach {
     container: String,
 }
 
-/// Run a further program in a running container
-#[derive(Debug, Args)]
-#[command(after_help = "EXAMPLES:\n  ctl exec -it web sh\n  ctl exec -u root web apt-get update")]
-pub struct Exec {
-    /// Keep standard input open
-    #[arg(short, long)]
-    interactive: bool,
-    /// Give it a terminal
-    #[arg(short, long)]
-    tty: bool,
-    /// Run it in the background
-    #[arg(short, long)]
-    detach: bool,
-    /// Environment variable; without a value, ours
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// File of environment variables, one a line
-    #[arg(long, value_name = "FILE")]
-    env_file: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User to run as
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-    /// Every capability, no filter
-    #[arg(long)]
-    privileged: bool,
-    /// Keys that leave without ending it
-    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS)]
-    detach_keys: String,
-    /// The container, then what to run in it with its arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"], num_args = 1..)]
-    container_and_command: Vec<String>,
-}
-
 fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code & 0xff).unwrap_or(255))
 }
 
 /// The engine's word on how it ended, its reason on standard error.
-fn exit_of(exit: &WaitResponse) -> ExitCode {
+pub fn exit_of(exit: &WaitResponse) -> ExitCode {
     if !exit.error.is_empty() {
         eprintln!("ctl: {}", exit.error);
     }
@@ -200,7 +164,11 @@ async fn start(engine: &Engine, id: &str) -> Result<()> {
         .map(drop)
 }
 
-async fn get(engine: &Engine, id: &str) -> Result<Container> {
+/// One container.
+///
+/// # Errors
+/// What the engine says.
+pub async fn get(engine: &Engine, id: &str) -> Result<Container> {
     engine
         .call(|| {
             let mut client = engine.runtime();
@@ -230,17 +198,6 @@ fn attach_message(input: Input) -> AttachInput {
             Input::Close => AttachWire::CloseStdin(true),
             Input::Resize(size) => AttachWire::Resize(size),
             Input::Signal(name) => AttachWire::Signal(name.into()),
-        }),
-    }
-}
-
-fn exec_message(input: Input) -> ExecInput {
-    ExecInput {
-        input: Some(match input {
-            Input::Stdin(bytes) => ExecWire::Stdin(bytes),
-            Input::Close => ExecWire::CloseStdin(true),
-            Input::Resize(size) => ExecWire::Resize(size),
-            Input::Signal(name) => ExecWire::Signal(name.into()),
         }),
     }
 }
@@ -433,83 +390,6 @@ impl Attach {
             detach,
         };
         match joined(engine, open, options).await? {
-            Ended::Exit(exit) => Ok(exit_of(&exit)),
-            Ended::Detached => Ok(ExitCode::SUCCESS),
-            Ended::Broken(status) => Err(engine.explain(status)),
-        }
-    }
-}
-
-impl Exec {
-    /// Runs it, and exits as it does.
-    ///
-    /// # Errors
-    /// What the engine says.
-    pub async fn go(self, engine: &Engine) -> Result<ExitCode> {
-        let own = |name: &str| std::env::var(name).ok();
-        let env =
-            crate::flags::env::variables(&self.env_file, &self.env, own).map_err(Error::Usage)?;
-        let detach = detach_keys(&self.detach_keys).map_err(Error::Usage)?;
-        let (container, command) = self
-            .container_and_command
-            .split_first()
-            .ok_or_else(|| Error::Usage("name a container".into()))?;
-        if command.is_empty() {
-            return Err(Error::Usage(format!(
-                "nothing to run in {container}; write a command after its name"
-            )));
-        }
-        if self.tty && self.interactive && !self.detach && !tty::is_input() {
-            return Err(Error::Usage(
-                "the input device is not a terminal; leave -t out, or run it from a terminal"
-                    .into(),
-            ));
-        }
-        let open = ExecOpen {
-            id: container.clone(),
-            args: command.to_vec(),
-            env,
-            workdir: self.workdir.unwrap_or_default(),
-            user: self.user.unwrap_or_default(),
-            tty: self.tty,
-            stdin: self.interactive,
-            privileged: self.privileged,
-            detach: self.detach,
-            size: tty::size().filter(|_| self.tty),
-        };
-        // Found first: an exec is not repeated, but a restarting engine is waited for.
-        get(engine, container).await?;
-        let (to, input) = mpsc::channel(16);
-        let first = ExecInput {
-            input: Some(ExecWire::Exec(open)),
-        };
-        let messages =
-            tokio_stream::once(first).chain(ReceiverStream::new(input).map(exec_message));
-        let reply = engine
-            .runtime()
-            .exec(messages)
-            .await
-            .map_err(|status| engine.explain(status))?;
-        let mut output = reply.into_inner();
-        if self.detach {
-            use gantry_proto::runtime::attach_output::Output;
-            let first = output
-                .message()
-                .await
-                .map_err(|status| engine.explain(status))?;
-            return Ok(match first.and_then(|message| message.output) {
-                Some(Output::Exit(exit)) => exit_of(&exit),
-                _ => ExitCode::SUCCESS,
-            });
-        }
-        let options = Options {
-            stdin: self.interactive,
-            tty: self.tty,
-            // docker's exec passes no signals on; Ctrl-C at a terminal goes through it anyway.
-            signals: false,
-            detach,
-        };
-        match stream::join(output, to, options).await? {
             Ended::Exit(exit) => Ok(exit_of(&exit)),
             Ended::Detached => Ok(ExitCode::SUCCESS),
             Ended::Broken(status) => Err(engine.explain(status)),

@@ -4,6 +4,7 @@
 //! snapshot and wait for nobody; an exit is committed before the shim is told that it may go.
 
 mod life;
+mod recover;
 mod stop;
 
 use std::path::PathBuf;

@@ -52,6 +52,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let hub = Hub::open(config, paths, drain.clone())?;
     drain.spawn("recover", hub.clone().recover());
-    gantry_chassis::serve("runtime", listener, api::routes(hub), &drain).await?;
-    Ok(())
+    let served = gantry_chassis::serve("runtime", listener, api::routes(hub.clone()), &drain).await;
+    hub.host.layout.release_parent(&hub.host.cgroup_parent);
+    Ok(served?)
 }

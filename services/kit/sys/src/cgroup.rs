@@ -134,6 +134,23 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Takes the parent group away where nothing is in it any more.
+    pub fn release_parent(&self, parent: &str) {
+        let roots: Vec<&Path> = match self {
+            Layout::V1 { hierarchies, .. } => hierarchies
+                .iter()
+                .map(|hierarchy| hierarchy.path.as_path())
+                .collect(),
+            Layout::V2 { path } => vec![path],
+        };
+        for root in roots {
+            // The kernel refuses while there are groups or processes in it.
+            let _ = std::fs::remove_dir(root.join(parent));
+        }
+    }
+}
+
 /// A new v1 cpuset is empty and accepts nobody until it has processors and memory.
 fn inherit_cpuset(root: &Path, parent: &str) -> io::Result<()> {
     let mut at = root.to_owned();

@@ -101,12 +101,13 @@ const ARROWS: [(&str, &[&str], &str); 15] = [
 ];
 
 /// Libraries that exactly one crate may name, so that each can be replaced in one place.
-const SINGLE: [(&str, &str); 7] = [
+const SINGLE: [(&str, &str); 8] = [
     ("sled", "gantry-meta"),
     ("nix", "gantry-sys"),
     ("libc", "gantry-sys"),
     ("oci-client", "gantry-registry"),
-    ("rtnetlink", "gantry-network"),
+    ("reqwest", "gantry-registry"),
+    ("syscalls", "gantry-runtime"),
     ("opentelemetry", "gantry-chassis"),
     ("opentelemetry-otlp", "gantry-chassis"),
 ];

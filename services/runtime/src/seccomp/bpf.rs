@@ -76,6 +76,9 @@ pub struct Table {
     pub arch: u32,
     /// By system call number.
     pub calls: BTreeMap<u32, Cases>,
+    /// The highest number that was known when this was built: later ones do not exist, as far as a program is told, so that
+    /// libraries fall back instead of failing (runc does the same).
+    pub last: u32,
 }
 
 /// A whole profile.
@@ -87,6 +90,8 @@ pub struct Rules {
     pub tables: Vec<Table>,
 }
 
+/// Function not implemented.
+const ENOSYS: u16 = 38;
 const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
@@ -328,6 +333,10 @@ fn stretches(table: &Table, default: Action) -> Vec<(u32, Verdict<'_>)> {
         };
         push(&mut found, *number, verdict);
         push(&mut found, number + 1, Verdict::Simple(default));
+    }
+    if matches!(default, Action::Errno(_)) {
+        let later = found.last().map_or(0, |(at, _)| *at).max(table.last + 1);
+        push(&mut found, later, Verdict::Simple(Action::Errno(ENOSYS)));
     }
     found
 }

@@ -40,31 +40,47 @@ pub enum ProfileError {
 type Number = fn(&str) -> Option<u32>;
 
 /// AUDIT_ARCH and the numbers of the host's own calls, and of the 32-bit ones that it runs too.
-const ARCHITECTURES: &[(u32, Number)] = if cfg!(target_arch = "aarch64") {
+const ARCHITECTURES: &[(u32, Number, usize)] = if cfg!(target_arch = "aarch64") {
     &[
-        (0xC000_00B7, |name| {
-            syscalls::aarch64::Sysno::from_str(name)
-                .ok()
-                .and_then(|call| u32::try_from(call.id()).ok())
-        }),
-        (0x4000_0028, |name| {
-            syscalls::arm::Sysno::from_str(name)
-                .ok()
-                .and_then(|call| u32::try_from(call.id()).ok())
-        }),
+        (
+            0xC000_00B7,
+            |name| {
+                syscalls::aarch64::Sysno::from_str(name)
+                    .ok()
+                    .and_then(|call| u32::try_from(call.id()).ok())
+            },
+            syscalls::aarch64::Sysno::last().id() as usize,
+        ),
+        (
+            0x4000_0028,
+            |name| {
+                syscalls::arm::Sysno::from_str(name)
+                    .ok()
+                    .and_then(|call| u32::try_from(call.id()).ok())
+            },
+            syscalls::arm::Sysno::last().id() as usize,
+        ),
     ]
 } else {
     &[
-        (0xC000_003E, |name| {
-            syscalls::x86_64::Sysno::from_str(name)
-                .ok()
-                .and_then(|call| u32::try_from(call.id()).ok())
-        }),
-        (0x4000_0003, |name| {
-            syscalls::x86::Sysno::from_str(name)
-                .ok()
-                .and_then(|call| u32::try_from(call.id()).ok())
-        }),
+        (
+            0xC000_003E,
+            |name| {
+                syscalls::x86_64::Sysno::from_str(name)
+                    .ok()
+                    .and_then(|call| u32::try_from(call.id()).ok())
+            },
+            syscalls::x86_64::Sysno::last().id() as usize,
+        ),
+        (
+            0x4000_0003,
+            |name| {
+                syscalls::x86::Sysno::from_str(name)
+                    .ok()
+                    .and_then(|call| u32::try_from(call.id()).ok())
+            },
+            syscalls::x86::Sysno::last().id() as usize,
+        ),
     ]
 };
 
@@ -92,7 +108,7 @@ impl Builder {
 
     /// One more rule; an unconditional one wins over those with conditions.
     pub fn rule(&mut self, name: &str, checks: Vec<Check>, action: Action) {
-        for ((_, number), calls) in ARCHITECTURES.iter().zip(&mut self.calls) {
+        for ((_, number, _), calls) in ARCHITECTURES.iter().zip(&mut self.calls) {
             let Some(number) = number(name) else { continue };
             let cases = &mut calls.entry(number).or_default().0;
             if checks.is_empty() {
@@ -108,7 +124,11 @@ impl Builder {
         let tables = ARCHITECTURES
             .iter()
             .zip(self.calls)
-            .map(|((arch, _), calls)| Table { arch: *arch, calls });
+            .map(|((arch, _, last), calls)| Table {
+                arch: *arch,
+                calls,
+                last: u32::try_from(*last).unwrap_or(u32::MAX - 1),
+            });
         Rules {
             default: self.default,
             tables: tables.collect(),

@@ -82,6 +82,8 @@ umount2 unshare",
 
 /// Namespace flags of clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 const CLONE_NAMESPACES: u64 = 0x7E02_0000;
+/// removexattrat, of Linux 6.13.
+const NEWEST: u32 = 466;
 /// A family that leads out of a virtual machine.
 const AF_VSOCK: u64 = 40;
 /// Personalities that only change what uname says, or how addresses are laid out for old programs.
@@ -90,6 +92,7 @@ const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// The default profile for a container with these capabilities (names without CAP_).
 pub fn profile(caps: &BTreeSet<String>) -> Rules {
     let mut builder = Builder::new(Action::Errno(errno::EPERM));
+    builder.written_for(NEWEST);
     for name in ALLOWED.split_whitespace() {
         builder.rule(name, Vec::new(), Action::Allow);
     }

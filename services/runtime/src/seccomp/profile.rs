@@ -95,6 +95,7 @@ pub fn number(name: &str) -> Option<u32> {
 pub struct Builder {
     default: Action,
     calls: Vec<BTreeMap<u32, Cases>>,
+    newest: u32,
 }
 
 impl Builder {
@@ -103,7 +104,13 @@ impl Builder {
         Self {
             default,
             calls: vec![BTreeMap::new(); ARCHITECTURES.len()],
+            newest: u32::MAX - 1,
         }
+    }
+
+    /// The newest call (the same number on every architecture since Linux 5.1) that the author of the profile knew.
+    pub fn written_for(&mut self, newest: u32) {
+        self.newest = newest;
     }
 
     /// One more rule; an unconditional one wins over those with conditions.
@@ -121,13 +128,14 @@ impl Builder {
 
     /// The profile.
     pub fn finish(self) -> Rules {
+        let newest = self.newest;
         let tables = ARCHITECTURES
             .iter()
             .zip(self.calls)
             .map(|((arch, _, last), calls)| Table {
                 arch: *arch,
                 calls,
-                last: u32::try_from(*last).unwrap_or(u32::MAX - 1),
+                last: u32::try_from(*last).unwrap_or(u32::MAX - 1).min(newest),
             });
         Rules {
             default: self.default,

@@ -14,6 +14,7 @@ use gantry_sys::{fd, ns};
 
 use crate::init::{self, Failed, Stdio};
 use crate::io::Client;
+use crate::log::Stream;
 
 /// A set-up that takes longer than this is stuck, on a dead network file system for example.
 const LONGEST_SETUP: Duration = Duration::from_secs(60);
@@ -37,6 +38,8 @@ pub struct Proc {
     pub closing: bool,
     /// It has a terminal.
     pub terminal: bool,
+    /// Streams that wait for a client that is behind, with their tokens.
+    pub held: Vec<(Stream, u64)>,
     /// Who is attached, by token.
     pub clients: Vec<(u64, Client)>,
     /// How it ended.

@@ -1,7 +1,7 @@
 //! Attached clients: frames of one byte stream, four bytes length, payload (shim.proto, Attach).
 //!
-//! Invariants: a client never blocks the container: one that is more than 1 MiB behind is cut off; input that the
-//! container does not read waits, and no more is taken from the client meanwhile.
+//! Invariants: nothing is lost: while a client is more than 1 MiB behind, the process's output waits in its pipe; input that
+//! the container does not read waits, and no more is taken from the client meanwhile.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -70,7 +70,12 @@ impl Client {
         self.queue.extend_from_slice(payload);
     }
 
-    /// Sends output, or queues it. False = the client is gone or too far behind and must be dropped.
+    /// Whether it should take something before it is given more.
+    pub fn is_behind(&self) -> bool {
+        self.queue.len() > FURTHEST_BEHIND
+    }
+
+    /// Sends output, or queues it. False = the client is gone and must be dropped.
     pub fn output(&mut self, stream: Stream, data: &[u8]) -> bool {
         let (wanted, number) = match stream {
             Stream::Stdout => (self.stdout, 1),
@@ -80,7 +85,7 @@ impl Client {
             return true;
         }
         self.frame(number, data);
-        self.flush() && self.queue.len() <= FURTHEST_BEHIND
+        self.flush()
     }
 
     /// Says that both streams have ended. False = it is gone.

@@ -49,6 +49,36 @@ fn streams_stay_apart_and_whole() {
 }
 
 #[test]
+fn a_slow_reader_loses_nothing() {
+    let (node, image) = Node::with_busybox();
+    let script = "head -c 20000000 /dev/zero | tr '\\0' x; echo end";
+    let mut running = node
+        .command(&["run", "--rm", &image, "sh", "-c", script])
+        .spawn()
+        .unwrap();
+    // Long enough for every buffer on the way to fill, and for the container to end if nothing held it.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut all = Vec::new();
+    let mut out = running.stdout.take().unwrap();
+    std::io::Read::read_to_end(&mut out, &mut all).unwrap();
+    assert_eq!(all.len(), 20_000_004);
+    assert!(all.ends_with(b"xend\n"));
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+    // One that fits the buffers ends at once, and is read later all the same.
+    let script = "head -c 900000 /dev/zero | tr '\\0' x";
+    let mut running = node
+        .command(&["run", "--rm", &image, "sh", "-c", script])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let mut all = Vec::new();
+    let mut out = running.stdout.take().unwrap();
+    std::io::Read::read_to_end(&mut out, &mut all).unwrap();
+    assert_eq!(all.len(), 900_000);
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn exec_runs_beside() {
     let (node, image) = Node::with_busybox();
     node.detached(&["--name", "host", "-e", "A=1"], &image, &["sleep", "60"]);

@@ -65,6 +65,18 @@ pub struct Container {
     gone: AtomicBool,
     /// Network may know of it.
     attached: AtomicBool,
+    /// Clients that still take its output.
+    readers: watch::Sender<usize>,
+}
+
+/// A client that takes a container's output; its shim stays until it is dropped.
+#[derive(Debug)]
+pub struct Reading(Arc<Container>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.readers.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Container {
@@ -110,6 +122,7 @@ impl Container {
             stopped: AtomicBool::default(),
             gone: AtomicBool::default(),
             attached: AtomicBool::default(),
+            readers: watch::channel(0).0,
         })
     }
 
@@ -191,6 +204,20 @@ impl Container {
                 return view;
             }
         }
+    }
+
+    /// Notes a client that takes its output.
+    pub fn reading(self: &Arc<Self>) -> Reading {
+        self.readers.send_modify(|count| *count += 1);
+        Reading(self.clone())
+    }
+
+    /// Waits a moment for those who take its output to have all of it.
+    async fn read_out(&self) {
+        let mut readers = self.readers.subscribe();
+        let done = readers.wait_for(|count| *count == 0);
+        // One that hangs is not waited for: its output is in the log.
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), done).await;
     }
 
     /// The shim of a running container.

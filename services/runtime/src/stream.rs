@@ -5,12 +5,13 @@
 //! Frames: one byte stream (0 stdin, 1 stdout, 2 stderr, 3 end), four bytes little-endian length, payload (shim.proto).
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Longest piece of input in one frame, bytes.
 const PIECE: usize = 64 << 10;
@@ -66,8 +67,82 @@ pub fn split(socket: OwnedFd) -> std::io::Result<(OwnedReadHalf, OwnedWriteHalf)
     Ok(UnixStream::from_std(socket.into())?.into_split())
 }
 
+/// Bytes of output that wait for one client; beyond it the container's output waits in its pipe.
+const MOST_WAITING: usize = 1 << 20;
+
+/// Where output goes: a queue whose length in bytes is bounded while the process runs. When it has ended what is left of its
+/// output is small, and is taken at once, so that its shim need not wait for a slow reader.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    to: mpsc::UnboundedSender<Output>,
+    room: Arc<Semaphore>,
+}
+
+/// The reading side.
+#[derive(Debug)]
+pub struct Waiting {
+    from: mpsc::UnboundedReceiver<Output>,
+    room: Arc<Semaphore>,
+}
+
+fn bytes_of(output: &Output) -> u32 {
+    let length = match output {
+        Output::Stdout(bytes) | Output::Stderr(bytes) => bytes.len(),
+        Output::Started { .. } | Output::Exit { .. } => 0,
+    };
+    u32::try_from(length.min(MOST_WAITING)).unwrap_or(0)
+}
+
+/// A queue for one client.
+pub fn queue() -> (Queue, Waiting) {
+    let (to, from) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(MOST_WAITING));
+    (
+        Queue {
+            to,
+            room: room.clone(),
+        },
+        Waiting { from, room },
+    )
+}
+
+impl Queue {
+    /// Waits for room and adds. False = nobody reads.
+    async fn add(&self, output: Output) -> bool {
+        // Closed when the process has ended: then there is always room.
+        if let Ok(room) = self.room.acquire_many(bytes_of(&output)).await {
+            room.forget();
+        }
+        self.tell(output)
+    }
+
+    /// Adds. False = nobody reads.
+    pub fn tell(&self, output: Output) -> bool {
+        self.to.send(output).is_ok()
+    }
+
+    /// The process has ended: no more waiting for room.
+    pub fn open_wide(&self) {
+        self.room.close();
+    }
+
+    /// Returns when nobody reads any more.
+    pub async fn closed(&self) {
+        self.to.closed().await;
+    }
+}
+
+impl Waiting {
+    /// The next output, as it is handed to the client.
+    pub async fn next(&mut self) -> Option<Output> {
+        let output = self.from.recv().await?;
+        self.room.add_permits(bytes_of(&output) as usize);
+        Some(output)
+    }
+}
+
 /// Passes output on until both streams have ended or somebody is gone.
-pub async fn copy_output(mut from: OwnedReadHalf, to: &mpsc::Sender<Output>) {
+pub async fn copy_output(mut from: OwnedReadHalf, to: &Queue) {
     let mut ended = 0;
     while ended < 2 {
         let mut head = [0u8; 5];
@@ -88,7 +163,7 @@ pub async fn copy_output(mut from: OwnedReadHalf, to: &mpsc::Sender<Output>) {
             }
             _ => return,
         };
-        if to.send(output).await.is_err() {
+        if !to.add(output).await {
             return;
         }
     }

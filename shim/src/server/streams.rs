@@ -61,9 +61,48 @@ impl Server {
 
     /// There is output.
     pub(super) fn output(&mut self, id: &str, stream: Stream, token: u64) {
+        if self.hold(id, stream, token) {
+            return;
+        }
         if self.pump(id, stream) == Pumped::End {
             self.close_output(id, stream);
             self.tokens.remove(&token);
+        }
+    }
+
+    /// Leaves output in its pipe while a client is behind. Says whether it does.
+    fn hold(&mut self, id: &str, stream: Stream, token: u64) -> bool {
+        let Some(proc) = self.procs.get_mut(id) else {
+            return false;
+        };
+        let fd = match stream {
+            Stream::Stdout => &proc.stdout,
+            Stream::Stderr => &proc.stderr,
+        };
+        let Some(fd) = fd else { return false };
+        if !proc.clients.iter().any(|(_, client)| client.is_behind()) {
+            return false;
+        }
+        proc.held.push((stream, token));
+        self.poll.modify(fd, token, Interest::Nothing).is_ok()
+    }
+
+    /// Goes on with output that was held, when every client has caught up.
+    fn release(&mut self, id: &str) {
+        let Some(proc) = self.procs.get_mut(id) else {
+            return;
+        };
+        if proc.held.is_empty() || proc.clients.iter().any(|(_, client)| client.is_behind()) {
+            return;
+        }
+        for (stream, token) in std::mem::take(&mut proc.held) {
+            let fd = match stream {
+                Stream::Stdout => &proc.stdout,
+                Stream::Stderr => &proc.stderr,
+            };
+            if let Some(fd) = fd {
+                let _ = self.poll.modify(fd, token, Interest::Read);
+            }
         }
     }
 
@@ -109,7 +148,18 @@ impl Server {
             if !client.wants_write() {
                 let _ = self.poll.modify(client.fd(), event.token, Interest::Read);
             }
+            self.release(id);
         }
+        let Some(proc) = self.procs.get_mut(id) else {
+            return;
+        };
+        let Some((_, client)) = proc
+            .clients
+            .iter_mut()
+            .find(|(token, _)| *token == event.token)
+        else {
+            return;
+        };
         if event.read && proc.pending.len() < MOST_PENDING {
             let Some(inputs) = client.input() else {
                 return self.drop_client(id, event.token);
@@ -202,6 +252,7 @@ impl Server {
             let (_, client) = proc.clients.remove(at);
             self.poll.remove(client.fd());
         }
+        self.release(id);
     }
 
     /// Tells the clients of an ended process that nothing more comes; those that lag get the rest under the container's

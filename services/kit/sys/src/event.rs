@@ -18,6 +18,8 @@ pub enum Interest {
     Write,
     /// Both.
     Both,
+    /// Only that the other side has gone.
+    Nothing,
 }
 
 impl Interest {
@@ -26,6 +28,7 @@ impl Interest {
             Interest::Read => EpollFlags::EPOLLIN,
             Interest::Write => EpollFlags::EPOLLOUT,
             Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Interest::Nothing => EpollFlags::empty(),
         }
     }
 }

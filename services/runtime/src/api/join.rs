@@ -11,16 +11,14 @@ use gantry_proto::runtime::{
     AttachInput, AttachOutput, Attached, ExecInput, WaitResponse, attach_input, attach_output,
     exec_input,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Handlers, Outgoing, size};
-use crate::container::{Attach, Container as Known};
+use crate::container::{Attach, Container as Known, Reading};
 use crate::error::Error;
 use crate::exec;
 use crate::signal;
-use crate::stream::{self, Input, Output};
+use crate::stream::{self, Input, Output, Queue, Waiting};
 
 fn encode(output: Output) -> AttachOutput {
     use attach_output::Output as Wire;
@@ -58,6 +56,14 @@ fn exec_input(message: ExecInput) -> Option<Input> {
         Wire::Signal(name) => Input::Signal(name),
         Wire::Exec(_) => return None,
     })
+}
+
+/// The answer to an attach or exec.
+fn outgoing(told: Waiting) -> Outgoing<AttachOutput> {
+    Box::pin(futures_util::stream::unfold(told, |mut told| async move {
+        let output = told.next().await?;
+        Some((Ok(encode(output)), told))
+    }))
 }
 
 /// What the client sends, to the process.
@@ -125,6 +131,8 @@ impl Handlers {
             size: size(open.size),
         };
         let before = container.view().run.finished_at;
+        // Noted before it can end, so that its shim waits for its output to be taken.
+        let reading = container.reading();
         let started = if open.start {
             let start = container.clone().start(hub.clone(), Some(wanted));
             self.apart("start", start).await
@@ -140,7 +148,7 @@ impl Handlers {
             })
             .await
         };
-        let (tell, told) = mpsc::channel(64);
+        let (tell, told) = stream::queue();
         match started {
             Ok(started) => {
                 hub.tell(&container, "attach", &[]);
@@ -163,6 +171,7 @@ impl Handlers {
                     input,
                     end,
                     tell,
+                    reading,
                 );
             }
             // The program cannot be run: told as the end of the stream, with docker's exit code.
@@ -172,13 +181,11 @@ impl Handlers {
                     error: message,
                     oom: false,
                 };
-                let _ = tell.send(exit).await;
+                tell.tell(exit);
             }
             Err(error) => return Err(to_status(&error)),
         }
-        Ok(Box::pin(
-            ReceiverStream::new(told).map(|output| Ok(encode(output))),
-        ))
+        Ok(outgoing(told))
     }
 
     pub(super) async fn exec_stream(
@@ -204,16 +211,17 @@ impl Handlers {
             privileged: open.privileged,
             detach: open.detach,
         };
+        let reading = container.reading();
         let start = exec::start(hub.clone(), container.clone(), wanted);
         let running = self.apart("exec", start).await;
-        let (tell, told) = mpsc::channel(64);
+        let (tell, told) = stream::queue();
         match running {
             Ok(running) if open.detach => {
                 let started = Output::Started {
                     pid: running.pid,
                     exec_id: running.exec_id,
                 };
-                let _ = tell.send(started).await;
+                tell.tell(started);
             }
             Ok(running) => {
                 let input =
@@ -240,6 +248,7 @@ impl Handlers {
                     input,
                     end,
                     tell,
+                    reading,
                 );
             }
             Err(Error::Launch { code, message }) => {
@@ -248,13 +257,11 @@ impl Handlers {
                     error: message,
                     oom: false,
                 };
-                let _ = tell.send(exit).await;
+                tell.tell(exit);
             }
             Err(error) => return Err(to_status(&error)),
         }
-        Ok(Box::pin(
-            ReceiverStream::new(told).map(|output| Ok(encode(output))),
-        ))
+        Ok(outgoing(told))
     }
 
     /// Output to the client, then how it ended; input from the client until then.
@@ -267,9 +274,11 @@ impl Handlers {
         socket: Option<std::os::fd::OwnedFd>,
         input: impl Stream<Item = Input> + Send + Unpin + 'static,
         end: impl Future<Output = Output> + Send + 'static,
-        tell: mpsc::Sender<Output>,
+        tell: Queue,
+        reading: Reading,
     ) {
         let drain = self.0.drain.clone();
+        let watched = container.clone();
         self.0.drain.spawn("streams", async move {
             let halves = socket.and_then(|socket| stream::split(socket).ok());
             let (output, mut to) = match halves {
@@ -280,15 +289,23 @@ impl Handlers {
                 pid,
                 exec_id: exec_id.clone(),
             };
-            if tell.send(started).await.is_err() {
+            if !tell.tell(started) {
                 return;
             }
             let work = async {
                 if let Some(output) = output {
-                    stream::copy_output(output, &tell).await;
+                    let copy = stream::copy_output(output, &tell);
+                    let mut copy = std::pin::pin!(copy);
+                    tokio::select! {
+                        () = &mut copy => {}
+                        _ = watched.until(|view| !view.state.is_active()) => {
+                            tell.open_wide();
+                            copy.await;
+                        }
+                    }
                 }
-                let end = end.await;
-                let _ = tell.send(end).await;
+                drop(reading);
+                tell.tell(end.await);
             };
             let feeding = async {
                 feed(container, exec_id, input, &mut to).await;

@@ -242,6 +242,7 @@ impl Container {
         }
         let code = exited.exit_code.to_string();
         hub.tell(self, "die", &[("exitCode", code)]);
+        self.read_out().await;
         self.dismiss().await;
         self.clear_away(hub).await;
         self.after_end(hub);

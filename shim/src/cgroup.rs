@@ -4,10 +4,12 @@
 //! (the kernel waits for a grace period there); directories are removed only when the container has ended.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
 use gantry_proto::shim::CgroupPlan;
+use gantry_sys::devices::{self, Rule};
 
 /// Makes the directories and writes the limits. Returns what optional writes failed with.
 ///
@@ -33,7 +35,25 @@ pub fn create(plan: &CgroupPlan) -> Result<Vec<String>, String> {
             }
         }
     }
+    if plan.v2 && !plan.devices.is_empty() {
+        restrict_devices(plan)?;
+    }
     Ok(warnings)
+}
+
+/// What v1 does with files, v2 does with a program.
+fn restrict_devices(plan: &CgroupPlan) -> Result<(), String> {
+    let rule = |text: &String| {
+        Rule::parse(text).ok_or_else(|| format!("device rule {text:?} cannot be read"))
+    };
+    let rules: Result<Vec<Rule>, String> = plan.devices.iter().map(rule).collect();
+    let rules = rules?;
+    for dir in &plan.dirs {
+        let fail = |error: io::Error| format!("restrict the devices of {}: {error}", dir.path);
+        let group = gantry_sys::tree::open_dir(Path::new(&dir.path)).map_err(fail)?;
+        devices::restrict(group.as_fd(), &rules).map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// Moves the calling process in.

@@ -194,6 +194,7 @@ impl Shim {
                 controller: controller.into(),
             }],
             v2: !is_v1,
+            devices: Vec::new(),
         });
     }
 

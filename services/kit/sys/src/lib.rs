@@ -6,6 +6,7 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod devices;
 pub mod event;
 pub mod fd;
 pub mod fs;

@@ -73,6 +73,15 @@ pub fn plan(host: &Host, id: &str, config: &ContainerConfig) -> plan::CgroupPlan
     plan::CgroupPlan {
         dirs: dirs.collect(),
         v2,
+        devices: if v2 {
+            let allowed = devices::rules(config).into_iter();
+            allowed
+                .filter(|(file, _)| *file == "devices.allow")
+                .map(|(_, rule)| rule)
+                .collect()
+        } else {
+            Vec::new()
+        },
     }
 }
 

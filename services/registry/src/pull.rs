@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use gantry_types::{Digest, Platform, Reference};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Mutex, OnceCell, mpsc};
 
 use crate::config::Config;
 use crate::credentials::{self, Credentials};
@@ -87,6 +87,8 @@ pub struct Puller {
     peers: Peers,
     fetcher: Fetcher,
     http: OnceCell<reqwest::Client>,
+    /// Held while a document is written: two pulls of one image have the same staging file for it.
+    documents: Mutex<()>,
 }
 
 /// A pull that runs.
@@ -106,6 +108,7 @@ impl Puller {
             peers,
             fetcher: Fetcher::default(),
             http: OnceCell::new(),
+            documents: Mutex::default(),
         })
     }
 
@@ -370,10 +373,12 @@ impl Run<'_> {
     async fn keep(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
         use crate::peers::Staging;
         let peers = &self.puller.peers;
+        let _turn = self.puller.documents.lock().await;
         let begun = peers.begin(&descriptor.digest, descriptor.size).await;
         match begun.map_err(|fault| self.peer(fault))? {
             Staging::Exists => Ok(()),
             Staging::File(path, _) => {
+                // Whatever an earlier attempt left is written over.
                 std::fs::write(&path, bytes).map_err(|error| Error::Write {
                     digest: descriptor.digest.clone(),
                     full: error.kind() == std::io::ErrorKind::StorageFull,

@@ -151,6 +151,18 @@ fn peers(image: &str) -> Vec<Contender> {
     ] {
         time(&words(prepare));
     }
+    // A bundle with docker's file system and runc's own idea of a configuration: no image, no network, no daemon.
+    let bundle = format!("{dir}/bundle");
+    let script = format!(
+        "rm -rf {bundle}; mkdir -p {bundle}/rootfs; cd {bundle}; \
+         c=$(docker -H unix://{dir}/docker.sock create {image}); \
+         docker -H unix://{dir}/docker.sock export $c | tar -x -C rootfs; \
+         docker -H unix://{dir}/docker.sock rm $c; \
+         runc spec; sed -i 's/\"terminal\": true/\"terminal\": false/; s/\"sh\"/\"true\"/' config.json"
+    );
+    let mut prepare = words(format!("{enter} sh -c"));
+    prepare.push(script);
+    time(&prepare);
     vec![
         contender(
             "entering the peers' root",
@@ -171,6 +183,11 @@ fn peers(image: &str) -> Vec<Contender> {
             "ctr run",
             Some("ctl run, bridge"),
             words(format!("{ctr} run --rm {image} bench true")),
+        ),
+        contender(
+            "runc run (bundle)",
+            Some("ctl run, none"),
+            words(format!("{enter} runc run --bundle {bundle} bench")),
         ),
         contender("docker ps", Some("ctl ps"), words(format!("{docker} ps"))),
     ]

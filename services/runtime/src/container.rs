@@ -57,7 +57,7 @@ pub struct Container {
     view: ArcSwap<View>,
     /// Counts changes, for those who wait; closed when the container is gone.
     changes: watch::Sender<u64>,
-    life: tokio::sync::Mutex<()>,
+    life: Arc<tokio::sync::Mutex<()>>,
     shim: Mutex<Option<Arc<Shim>>>,
     /// Somebody asked it to end: the restart policy has no say.
     stopped: AtomicBool,
@@ -117,7 +117,7 @@ impl Container {
             shim_dir,
             view: ArcSwap::from_pointee(view),
             changes: watch::channel(0).0,
-            life: tokio::sync::Mutex::default(),
+            life: Arc::default(),
             shim: Mutex::default(),
             stopped: AtomicBool::default(),
             gone: AtomicBool::default(),

@@ -96,10 +96,11 @@ impl Hub {
         let groups = Path::new("/proc/self/mountinfo");
         let layout = Layout::detect().map_err(Error::io("find the control groups in", groups))?;
         let parent = config.cgroup_parent.trim_matches('/').to_owned();
+        // The lock on the database comes first: a service that is still ending holds it until it has put the group away.
+        let db = Db::open(&root.join("db"), schema::VERSION, &[])?;
         layout
             .prepare_parent(&parent)
             .map_err(Error::io("make the control group", Path::new(&parent)))?;
-        let db = Db::open(&root.join("db"), schema::VERSION, &[])?;
         let host = Host {
             layout,
             cgroup_parent: parent,
@@ -359,12 +360,19 @@ impl Hub {
         }
     }
 
-    /// Finds the containers that run, ends what was cut off, and tells the peers who there is.
-    pub async fn recover(self: Arc<Self>) {
+    /// Finds the containers that run, before anybody may ask for them.
+    pub async fn recover(self: &Arc<Self>) {
         let all = self.list();
-        let each = all.iter().map(|container| container.recover(&self));
+        let each: Vec<_> = all
+            .iter()
+            .map(|container| container.recover(self))
+            .collect();
         futures_util::future::join_all(each).await;
-        self.sweep_shim_dirs().await;
+        self.sweep_shim_dirs();
+    }
+
+    /// Tells the peers who there is, so that what they hold for others goes; until then nothing is created.
+    pub async fn sync(self: Arc<Self>) {
         let mut pause = Duration::from_millis(100);
         loop {
             let ids: BTreeSet<String> = self.lock().by_id.keys().cloned().collect();
@@ -384,7 +392,7 @@ impl Hub {
     }
 
     /// Folders of shims that belong to no container any more.
-    async fn sweep_shim_dirs(&self) {
+    fn sweep_shim_dirs(&self) {
         let known: BTreeSet<PathBuf> = self
             .list()
             .iter()

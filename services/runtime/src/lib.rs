@@ -51,7 +51,8 @@ pub async fn run(
     drain: Drain,
 ) -> Result<(), Error> {
     let hub = Hub::open(config, paths, drain.clone())?;
-    drain.spawn("recover", hub.clone().recover());
+    hub.recover().await;
+    drain.spawn("sync", hub.clone().sync());
     let served = gantry_chassis::serve("runtime", listener, api::routes(hub.clone()), &drain).await;
     hub.host.layout.release_parent(&hub.host.cgroup_parent);
     Ok(served?)

@@ -266,11 +266,15 @@ impl Container {
         if self.view().state.pid().is_none() {
             return;
         }
-        self.lost(hub).await;
+        if self.record_loss(hub).await {
+            self.clear_away(hub).await;
+            self.after_end(hub);
+        }
     }
 
     /// Records the end of a container whose shim is gone, by the shim's last word if there is one.
-    pub async fn lost(self: &Arc<Self>, hub: &Arc<Hub>) {
+    /// False = it could not be recorded.
+    pub(super) async fn record_loss(&self, hub: &Hub) -> bool {
         use prost::Message as _;
         *self.line() = None;
         let last = std::fs::read(self.shim_dir.join("exit"))
@@ -293,11 +297,10 @@ impl Container {
         let code = exit.code.to_string();
         if let Err(error) = self.ended(hub, exit, true).await {
             tracing::error!(id = self.id, %error, "an exit could not be recorded");
-            return;
+            return false;
         }
         hub.tell(self, "die", &[("exitCode", code)]);
-        self.clear_away(hub).await;
-        self.after_end(hub);
+        true
     }
 
     /// Records the end and shows it.

@@ -14,19 +14,44 @@ use crate::peers::plan::{self, Exited};
 use crate::shim;
 use crate::state::State;
 
+/// What is left to do when a container's state is known; it may take its time.
+enum Rest {
+    /// It runs: its addresses are shown.
+    Show,
+    /// Its start was cut off: what it made goes.
+    Tidy,
+    /// It has just been found to have ended.
+    Ended,
+    /// It had ended before, and what was made for that run goes.
+    Stale,
+    /// It had ended before, in order.
+    Old,
+}
+
 impl Container {
-    /// Takes up the line to a shim that was found alive, or learns that it is not. At the start of the service.
+    /// Finds out what it is, taking up the line to its shim, before anybody may ask; the rest goes on in a task of its own.
     pub async fn recover(self: &Arc<Self>, hub: &Arc<Hub>) {
-        let _life = self.life.lock().await;
+        let life = self.life.clone().lock_owned().await;
+        let rest = self.look(hub).await;
+        let (this, hub) = (self.clone(), hub.clone());
+        let drain = hub.drain.clone();
+        drain.spawn("recover", async move {
+            // Held until all is done: a start or a removal comes after.
+            let life = life;
+            this.finish(&hub, rest).await;
+            drop(life);
+        });
+    }
+
+    async fn look(self: &Arc<Self>, hub: &Arc<Hub>) -> Rest {
+        let view = self.view();
         if !self.shim_dir.exists() {
-            if self.view().run.wanted && !self.view().run.ended {
-                // It ran when the host went down.
-                self.attached.store(true, Ordering::Release);
-                self.lost(hub).await;
-            } else {
-                self.after_end_of_old(hub);
+            if !view.run.wanted || view.run.ended {
+                return Rest::Old;
             }
-            return;
+            // It ran when the host went down.
+            self.attached.store(true, Ordering::Release);
+            return self.loss(hub).await;
         }
         self.attached.store(true, Ordering::Release);
         let Ok((shim, told)) = shim::dial(&self.id, &self.shim_dir, &hub.drain).await else {
@@ -38,11 +63,10 @@ impl Container {
         };
         if !state.running && state.exited.is_none() {
             // The service ended in the middle of a start: nothing runs yet.
-            drop((shim, told));
-            return self.clear_away(hub).await;
+            return Rest::Tidy;
         }
         *self.line() = Some(shim);
-        let mut run = self.view().run.clone();
+        let mut run = view.run.clone();
         if run.started_at == 0 || run.ended {
             run.started_at = now();
         }
@@ -52,24 +76,46 @@ impl Container {
             view.run = run.clone();
             view.state = State::Running { pid: state.pid };
         });
-        match hub.peers.sandbox(&self.id).await {
-            Ok(Some(sandbox)) => self.show_network(&sandbox),
-            Ok(None) => {}
-            Err(error) => tracing::debug!(id = self.id, %error, "the network is not shown"),
-        }
         self.follow(hub, told);
+        Rest::Show
+    }
+
+    async fn loss(&self, hub: &Hub) -> Rest {
+        if self.record_loss(hub).await {
+            Rest::Ended
+        } else {
+            Rest::Tidy
+        }
     }
 
     /// A folder without a living shim: of a run whose end was recorded already, or not.
-    async fn lost_or_stale(self: &Arc<Self>, hub: &Arc<Hub>) {
+    async fn lost_or_stale(&self, hub: &Hub) -> Rest {
         let view = self.view();
-        let recorded = view.run.ended && !view.run.wanted
-            || view.run.ended && self.shim_dir.join("exit").exists() && self.is_recorded();
+        let recorded = view.run.ended && (!view.run.wanted || self.is_recorded());
         if recorded || view.state == State::Removing {
-            self.clear_away(hub).await;
-            self.after_end_of_old(hub);
+            Rest::Stale
         } else {
-            self.lost(hub).await;
+            self.loss(hub).await
+        }
+    }
+
+    async fn finish(self: &Arc<Self>, hub: &Arc<Hub>, rest: Rest) {
+        match rest {
+            Rest::Show => match hub.peers.sandbox(&self.id).await {
+                Ok(Some(sandbox)) => self.show_network(&sandbox),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(id = self.id, %error, "the network is not shown"),
+            },
+            Rest::Tidy => self.clear_away(hub).await,
+            Rest::Ended => {
+                self.clear_away(hub).await;
+                self.after_end(hub);
+            }
+            Rest::Stale => {
+                self.clear_away(hub).await;
+                self.after_end_of_old(hub);
+            }
+            Rest::Old => self.after_end_of_old(hub),
         }
     }
 

@@ -231,8 +231,18 @@ async fn run_services(
             }
         }
     };
-    if tokio::time::timeout(GRACE, rest).await.is_err() || !drain.finish(GRACE).await {
-        tracing::warn!("some calls did not end within the grace period and were cut off");
+    let served = tokio::time::timeout(GRACE, rest).await.is_ok();
+    if !drain
+        .finish(if served { GRACE } else { Duration::ZERO })
+        .await
+        || !served
+    {
+        let tasks = drain.running();
+        tracing::warn!(
+            calls = !served,
+            tasks,
+            "some calls or tasks did not end within the grace period and were cut off"
+        );
     }
     result
 }

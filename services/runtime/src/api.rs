@@ -62,10 +62,11 @@ impl Handlers {
 
     async fn wait_for(&self, request: WaitRequest) -> Result<WaitResponse, Error> {
         let container = self.0.find(&request.id)?;
-        if request.removed {
-            container.until(|_| false).await;
-        } else {
-            container.until(|view| !view.state.is_active()).await;
+        let over = |view: &crate::container::View| !request.removed && !view.state.is_active();
+        tokio::select! {
+            _ = container.until(over) => {}
+            // The caller asks our successor.
+            () = self.0.drain.cancelled() => return Err(Error::Ending),
         }
         let run = container.view().run.clone();
         Ok(WaitResponse {

@@ -111,7 +111,7 @@ impl Hub {
         };
         let hub = Self {
             shim: find_shim(&config.shim),
-            peers: Peers::new(&paths),
+            peers: Peers::new(&paths, &drain),
             events: Events::new(config.events_kept),
             containers: Table::new(&db, schema::CONTAINERS),
             runs: Table::new(&db, schema::RUNS),
@@ -420,7 +420,12 @@ impl Hub {
     async fn ready(&self) -> Result<(), Error> {
         let mut synced = self.synced.subscribe();
         let wait = synced.wait_for(|synced| *synced);
-        match tokio::time::timeout(Duration::from_secs(20), wait).await {
+        let wait = tokio::time::timeout(Duration::from_secs(20), wait);
+        let outcome = tokio::select! {
+            () = self.drain.cancelled() => return Err(Error::Ending),
+            outcome = wait => outcome,
+        };
+        match outcome {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Error::Peer {
                 peer: "store, snapshotter or network",

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use gantry_chassis::{Channel, Fault, Paths, connect};
+use gantry_chassis::{Channel, Drain, Fault, Paths, connect};
 use gantry_proto::network as net;
 use gantry_proto::network::network_client::NetworkClient;
 use gantry_proto::snapshotter as snap;
@@ -86,10 +86,12 @@ pub struct Peers {
     store: StoreClient<Channel>,
     snapshotter: SnapshotterClient<Channel>,
     network: NetworkClient<Channel>,
+    drain: Drain,
 }
 
 /// Calls until the peer answers something else than that it is away.
 async fn call<T, F>(
+    drain: &Drain,
     peer: &'static str,
     deadline: Duration,
     make: impl Fn() -> F,
@@ -109,21 +111,27 @@ where
                 resource: None,
             },
         };
-        if fault.kind != ErrorKind::Unavailable || began.elapsed() > PATIENCE {
+        let waits = fault.kind == ErrorKind::Unavailable && began.elapsed() < PATIENCE;
+        // When we end, whoever asked asks our successor.
+        if !waits || drain.is_started() {
             return Err(Error::Peer { peer, fault });
         }
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = drain.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
         pause = (pause * 2).min(Duration::from_millis(500));
     }
 }
 
 impl Peers {
     /// Clients for the sockets of an instance.
-    pub fn new(paths: &Paths) -> Self {
+    pub fn new(paths: &Paths, drain: &Drain) -> Self {
         Self {
             store: StoreClient::new(connect(&paths.socket("store"))),
             snapshotter: SnapshotterClient::new(connect(&paths.socket("snapshotter"))),
             network: NetworkClient::new(connect(&paths.socket("network"))),
+            drain: drain.clone(),
         }
     }
 
@@ -137,7 +145,7 @@ impl Peers {
             platform,
             lease: String::new(),
         };
-        let found = call("store", DEADLINE, || {
+        let found = call(&self.drain, "store", DEADLINE, || {
             let (mut client, request) = (self.store.clone(), request.clone());
             async move { client.resolve_image(request).await }
         })
@@ -168,7 +176,7 @@ impl Peers {
             digests: vec![manifest.to_owned()],
             ttl_seconds: 0,
         };
-        call("store", DEADLINE, || {
+        call(&self.drain, "store", DEADLINE, || {
             let (mut client, request) = (self.store.clone(), request.clone());
             async move { client.put_lease(request).await }
         })
@@ -184,7 +192,7 @@ impl Peers {
         let request = store::DeleteLeaseRequest {
             id: format!("container-{id}"),
         };
-        call("store", DEADLINE, || {
+        call(&self.drain, "store", DEADLINE, || {
             let (mut client, request) = (self.store.clone(), request.clone());
             async move { client.delete_lease(request).await }
         })
@@ -225,7 +233,7 @@ impl Peers {
             layers: image.layers.iter().map(|(id, _)| id.clone()).collect(),
             holder: HOLDER.into(),
         };
-        let reply = call("snapshotter", DEADLINE, || {
+        let reply = call(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move { client.prepare(request).await }
         })
@@ -241,7 +249,7 @@ impl Peers {
                 ..Descriptor::default()
             }),
         };
-        call("snapshotter", UNPACK_DEADLINE, || {
+        call(&self.drain, "snapshotter", UNPACK_DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move {
                 let mut events = client.ensure_layer(request).await?.into_inner();
@@ -258,7 +266,7 @@ impl Peers {
     /// When the snapshotter fails.
     pub async fn remove_snapshot(&self, id: &str) -> Result<(), Error> {
         let request = snap::RemoveRequest { key: id.to_owned() };
-        call("snapshotter", DEADLINE, || {
+        call(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move { client.remove(request).await }
         })
@@ -277,7 +285,7 @@ impl Peers {
             ..Default::default()
         };
         // An anonymous one that is asked for twice is made twice; the first goes with the container's snapshot.
-        let reply = call("snapshotter", DEADLINE, || {
+        let reply = call(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move { client.create_volume(request).await }
         })
@@ -296,7 +304,7 @@ impl Peers {
             snapshot_key: id.to_owned(),
             path: path.to_owned(),
         };
-        call("snapshotter", UNPACK_DEADLINE, || {
+        call(&self.drain, "snapshotter", UNPACK_DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move { client.seed_volume(request).await }
         })
@@ -312,7 +320,7 @@ impl Peers {
         let request = snap::RemoveVolumeRequest {
             name: name.to_owned(),
         };
-        let removed = call("snapshotter", DEADLINE, || {
+        let removed = call(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move { client.remove_volume(request).await }
         })
@@ -343,7 +351,7 @@ impl Peers {
             dns_search: wish.dns_search,
             dns_options: wish.dns_options,
         };
-        let sandbox = call("network", DEADLINE, || {
+        let sandbox = call(&self.drain, "network", DEADLINE, || {
             let (mut client, request) = (self.network.clone(), request.clone());
             async move { client.attach(request).await }
         })
@@ -358,7 +366,7 @@ impl Peers {
     /// When network fails.
     pub async fn sandbox(&self, id: &str) -> Result<Option<Sandbox>, Error> {
         let request = net::GetSandboxRequest { id: id.to_owned() };
-        let found = call("network", DEADLINE, || {
+        let found = call(&self.drain, "network", DEADLINE, || {
             let (mut client, request) = (self.network.clone(), request.clone());
             async move { client.get_sandbox(request).await }
         })
@@ -379,7 +387,7 @@ impl Peers {
             id: id.to_owned(),
             keep_addresses: false,
         };
-        call("network", DEADLINE, || {
+        call(&self.drain, "network", DEADLINE, || {
             let (mut client, request) = (self.network.clone(), request.clone());
             async move { client.detach(request).await }
         })
@@ -396,7 +404,7 @@ impl Peers {
             holder: HOLDER.into(),
             ids: ids.iter().map(|id| format!("container-{id}")).collect(),
         };
-        call("store", DEADLINE, || {
+        call(&self.drain, "store", DEADLINE, || {
             let (mut client, request) = (self.store.clone(), leases.clone());
             async move { client.sync_leases(request).await }
         })
@@ -405,7 +413,7 @@ impl Peers {
             holder: HOLDER.into(),
             keys: ids.iter().cloned().collect(),
         };
-        call("snapshotter", DEADLINE, || {
+        call(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), snapshots.clone());
             async move { client.sync_snapshots(request).await }
         })
@@ -414,7 +422,7 @@ impl Peers {
             holder: HOLDER.into(),
             ids: ids.iter().cloned().collect(),
         };
-        call("network", DEADLINE, || {
+        call(&self.drain, "network", DEADLINE, || {
             let (mut client, request) = (self.network.clone(), sandboxes.clone());
             async move { client.sync_sandboxes(request).await }
         })

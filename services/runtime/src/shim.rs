@@ -48,7 +48,8 @@ pub struct Shim {
     stream: UnixStream,
     writing: tokio::sync::Mutex<()>,
     seq: AtomicU64,
-    pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    /// Who waits for which answer; `None` when nobody reads answers any more.
+    pending: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
 }
 
 /// Starts a shim for a folder that is there and empty.
@@ -117,23 +118,40 @@ fn open(
         stream: UnixStream::from_std(socket.into())?,
         writing: tokio::sync::Mutex::default(),
         seq: AtomicU64::new(1),
-        pending: Mutex::default(),
+        pending: Mutex::new(Some(HashMap::new())),
     });
     let (tell, told) = mpsc::unbounded_channel();
     let (reader, ended) = (shim.clone(), drain.clone());
     drain.spawn("shim line", async move {
-        tokio::select! {
-            () = ended.cancelled() => return,
-            () = reader.hear(&tell) => {}
+        let closed = {
+            let mut hear = std::pin::pin!(reader.hear(&tell));
+            let closed = tokio::select! {
+                () = ended.cancelled() => false,
+                () = &mut hear => true,
+            };
+            // Those who have asked already get their answers.
+            closed
+                || loop {
+                    tokio::select! {
+                        () = &mut hear => break true,
+                        () = tokio::time::sleep(Duration::from_millis(10)) => {}
+                    }
+                    if reader.pending().as_ref().is_none_or(HashMap::is_empty) {
+                        break false;
+                    }
+                }
+        };
+        // Whoever waits is told that no answer comes.
+        *reader.pending() = None;
+        if closed {
+            let _ = tell.send(Told::Closed);
         }
-        reader.pending().clear();
-        let _ = tell.send(Told::Closed);
     });
     Ok((shim, told))
 }
 
 impl Shim {
-    fn pending(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
+    fn pending(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -160,7 +178,11 @@ impl Shim {
                 Some(Reply::Exited(exited)) => Told::Exited(exited),
                 Some(Reply::Oom(_)) => Told::Oom,
                 Some(reply) => {
-                    if let Some(waiter) = self.pending().remove(&message.seq) {
+                    let waiter = self
+                        .pending()
+                        .as_mut()
+                        .and_then(|all| all.remove(&message.seq));
+                    if let Some(waiter) = waiter {
                         let _ = waiter.send((reply, fds));
                     }
                     continue;
@@ -210,7 +232,10 @@ impl Shim {
     pub async fn ask(&self, request: Request) -> Result<Answer, Error> {
         let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let (answer, waiter) = oneshot::channel();
-        self.pending().insert(seq, answer);
+        match self.pending().as_mut() {
+            Some(pending) => drop(pending.insert(seq, answer)),
+            None => return Err(self.broken("the line is closed")),
+        }
         let message = ToShim {
             seq,
             request: Some(request),
@@ -233,7 +258,9 @@ impl Shim {
             }),
             Ok(other) => other,
             Err(_) => {
-                self.pending().remove(&seq);
+                if let Some(pending) = self.pending().as_mut() {
+                    pending.remove(&seq);
+                }
                 Err(self.broken(format!("no answer within {} s", DEADLINE.as_secs())))
             }
         }

@@ -2,7 +2,9 @@
 //!
 //! Invariants: every task of a daemon is spawned here, so `finish` knows them all; a drain never goes back.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -15,6 +17,23 @@ use tracing::Instrument as _;
 pub struct Drain {
     token: CancellationToken,
     tasks: TaskTracker,
+    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+/// Counts a task as long as it is there.
+struct Running {
+    all: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    name: &'static str,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(self.name) {
+            *count -= 1;
+        }
+        all.retain(|_, count| *count > 0);
+    }
 }
 
 impl Drain {
@@ -29,8 +48,32 @@ impl Drain {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        *self
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name)
+            .or_default() += 1;
+        let counted = Running {
+            all: self.running.clone(),
+            name,
+        };
+        let future = async move {
+            let _counted = counted;
+            future.await
+        };
         self.tasks
             .spawn(future.instrument(tracing::debug_span!("task", name)))
+    }
+
+    /// Names of the tasks that run, for a message about those that do not end.
+    pub fn running(&self) -> String {
+        let all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<String> = all
+            .iter()
+            .map(|(name, count)| format!("{name} ({count})"))
+            .collect();
+        names.join(", ")
     }
 
     /// Asks everything to end.

@@ -65,9 +65,14 @@ impl Container {
         signal::reaches_init(&status, number)
     }
 
-    async fn ends_within(&self, time: Duration) -> bool {
+    /// False = it has not ended in time.
+    async fn ends_within(&self, hub: &Hub, time: Duration) -> Result<bool, Error> {
         let wait = self.until(|view| !view.state.is_active());
-        tokio::time::timeout(time, wait).await.is_ok()
+        tokio::select! {
+            ended = tokio::time::timeout(time, wait) => Ok(ended.is_ok()),
+            // Noted is that it is to end; the repeat of the order goes on from there.
+            () = hub.drain.cancelled() => Err(Error::Ending),
+        }
     }
 
     /// Asks it to end, waits for the grace (its own unless given), kills it.
@@ -97,23 +102,25 @@ impl Container {
             self.send(number).await?;
             // A negative grace means to wait for ever, as docker has it.
             ended = match u64::try_from(grace) {
-                Ok(seconds) => self.ends_within(Duration::from_secs(seconds)).await,
+                Ok(seconds) => self.ends_within(&hub, Duration::from_secs(seconds)).await?,
                 Err(_) => {
-                    self.until(|view| !view.state.is_active()).await;
-                    true
+                    tokio::select! {
+                        _ = self.until(|view| !view.state.is_active()) => true,
+                        () = hub.drain.cancelled() => return Err(Error::Ending),
+                    }
                 }
             };
         }
         if !ended {
-            self.kill_and_wait().await?;
+            self.kill_and_wait(&hub).await?;
         }
         hub.tell(&self, "stop", &[]);
         Ok(())
     }
 
-    async fn kill_and_wait(&self) -> Result<(), Error> {
+    async fn kill_and_wait(&self, hub: &Hub) -> Result<(), Error> {
         self.send(signal::KILL).await?;
-        if self.ends_within(KILLED).await {
+        if self.ends_within(hub, KILLED).await? {
             return Ok(());
         }
         Err(Error::DoesNotEnd(self.name()))
@@ -124,7 +131,7 @@ impl Container {
         self.unwanted(hub).await?;
         drop(self.life.lock().await);
         if self.view().state.is_active() {
-            self.kill_and_wait().await?;
+            self.kill_and_wait(hub).await?;
         }
         Ok(())
     }

@@ -124,7 +124,7 @@ pub enum Error {
         fault: Fault,
     },
     /// The HTTP client cannot be made.
-    #[error("start the HTTP client: {0}")]
+    #[error("start the HTTP client: {0}; certificates come with the package ca-certificates")]
     Client(String),
     /// The server failed.
     #[error("{0}")]
@@ -154,7 +154,8 @@ impl Classify for Error {
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Write { full: true, .. } => ErrorKind::Exhausted,
             Error::Peer { fault, .. } => fault.kind,
-            Error::Write { .. } | Error::Client(_) | Error::Serve(_) => ErrorKind::Bug,
+            Error::Client(_) => ErrorKind::Unsupported,
+            Error::Write { .. } | Error::Serve(_) => ErrorKind::Bug,
         }
     }
 

@@ -86,7 +86,8 @@ pub struct Puller {
     config: Config,
     peers: Peers,
     fetcher: Fetcher,
-    http: OnceCell<reqwest::Client>,
+    secure: OnceCell<reqwest::Client>,
+    plain: OnceCell<reqwest::Client>,
     /// Held while a document is written: two pulls of one image have the same staging file for it.
     documents: Mutex<()>,
 }
@@ -107,7 +108,8 @@ impl Puller {
             config,
             peers,
             fetcher: Fetcher::default(),
-            http: OnceCell::new(),
+            secure: OnceCell::new(),
+            plain: OnceCell::new(),
             documents: Mutex::default(),
         })
     }
@@ -150,11 +152,6 @@ impl Puller {
                 return Ok(());
             }
         }
-        let http = self
-            .http
-            .get_or_try_init(|| async { remote::http() })
-            .await?
-            .clone();
         let credentials = match wanted.credentials {
             Some(credentials) => credentials,
             None => credentials::find(reference.registry(), reference.repository()).await?,
@@ -166,6 +163,11 @@ impl Puller {
                 .plain_http
                 .iter()
                 .any(|host| host == reference.registry());
+        let client = if plain { &self.plain } else { &self.secure };
+        let http = client
+            .get_or_try_init(|| async { remote::http(plain) })
+            .await?
+            .clone();
         let stall = Duration::from_secs(self.config.stall_timeout_seconds);
         let run = Run {
             puller: self,

@@ -47,7 +47,7 @@ pub struct Download {
 /// A client for one repository.
 pub struct Remote {
     http: reqwest::Client,
-    oci: Client,
+    protocol: ClientProtocol,
     scheme: &'static str,
     host: String,
     reference: Reference,
@@ -57,12 +57,16 @@ pub struct Remote {
     stall: Duration,
 }
 
-/// The HTTP client that all pulls share.
+/// The HTTP client that pulls share. One for registries without TLS needs no certificates, which a small host may lack.
 ///
 /// # Errors
 /// When TLS cannot be set up.
-pub fn http() -> Result<reqwest::Client, Error> {
-    reqwest::Client::builder()
+pub fn http(plain: bool) -> Result<reqwest::Client, Error> {
+    let mut builder = reqwest::Client::builder();
+    if plain {
+        builder = builder.tls_certs_only(Vec::new());
+    }
+    builder
         .connect_timeout(CONNECT)
         .user_agent(concat!("gantry/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::limited(10))
@@ -100,15 +104,9 @@ impl Remote {
         } else {
             ClientProtocol::Https
         };
-        let oci = Client::new(ClientConfig {
-            protocol,
-            connect_timeout: Some(CONNECT),
-            read_timeout: Some(stall),
-            ..ClientConfig::default()
-        });
         Self {
             http,
-            oci,
+            protocol,
             scheme: if plain_http { "http" } else { "https" },
             host,
             image: reference.familiar(),
@@ -166,8 +164,14 @@ impl Remote {
         let reference: OciReference = text
             .parse()
             .map_err(|error| self.away(format!("{text}: {error}")))?;
-        let token = self
-            .oci
+        // Made when it is needed only: it loads the host's certificates.
+        let oci = Client::new(ClientConfig {
+            protocol: self.protocol.clone(),
+            connect_timeout: Some(CONNECT),
+            read_timeout: Some(self.stall),
+            ..ClientConfig::default()
+        });
+        let token = oci
             .auth(&reference, &auth, RegistryOperation::Pull)
             .await
             .map_err(|error| {

@@ -327,11 +327,7 @@ impl Container {
     /// Takes away what a run leaves: processes and control groups of a lost shim, its folder, the network. Safe to repeat.
     pub async fn clear_away(&self, hub: &Hub) {
         hub.end_processes(&self.id, &self.shim_dir).await;
-        if let Err(error) = std::fs::remove_dir_all(&self.shim_dir)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(id = self.id, %error, "the shim's folder is left");
-        }
+        self.remove_shim_dir().await;
         if self.attached.load(Ordering::Acquire) {
             match hub.peers.detach(&self.id).await {
                 Ok(()) => self.attached.store(false, Ordering::Release),
@@ -342,6 +338,23 @@ impl Container {
             }
         }
         self.show_network(&Sandbox::default());
+    }
+
+    /// A shim that was never told to launch may still be making its files.
+    async fn remove_shim_dir(&self) {
+        let mut left = 100;
+        loop {
+            match std::fs::remove_dir_all(&self.shim_dir) {
+                Ok(()) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(error) if left == 0 => {
+                    tracing::warn!(id = self.id, %error, "the shim's folder is left");
+                    return;
+                }
+                Err(_) => left -= 1,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn removes_itself(&self) -> bool {

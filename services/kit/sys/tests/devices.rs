@@ -37,8 +37,10 @@ fn only_allowed_devices_open() {
         "head -c 1 /dev/urandom",
     ]
     .map(opens);
+    let open = restrict(dir.as_fd(), &[Rule::parse("a *:* rwm").unwrap()]);
     std::fs::remove_dir(&group).unwrap();
     restricted.unwrap();
+    open.unwrap();
     assert_eq!(results, [true, true, false, false]);
     assert!(Path::new("/dev/urandom").exists());
 }

@@ -20,6 +20,7 @@ mod peers;
 mod progress;
 mod pull;
 mod remote;
+mod watch;
 
 use gantry_chassis::{Drain, Listener, Paths};
 

@@ -18,8 +18,9 @@ use crate::document::{self, Descriptor, Document, Manifest};
 use crate::error::Error;
 use crate::fetch::{Fetcher, Job};
 use crate::peers::Peers;
-use crate::progress::{Line, Phase, Rate, Sum};
+use crate::progress::{Line, Phase, Sum};
 use crate::remote::{self, Remote};
+use crate::watch::Watch;
 
 /// How often a watcher hears.
 const TICK: Duration = Duration::from_millis(100);
@@ -461,45 +462,5 @@ impl Run<'_> {
         }
         line.enter(if fetched { Phase::Done } else { Phase::Exists });
         Ok(())
-    }
-}
-
-/// Tells what has changed since the last look.
-struct Watch<'a> {
-    lines: &'a [Arc<Line>],
-    last: Vec<(u8, u64)>,
-    rate: Rate,
-    tell: &'a mpsc::Sender<Event>,
-}
-
-impl<'a> Watch<'a> {
-    fn new(lines: &'a [Arc<Line>], tell: &'a mpsc::Sender<Event>) -> Self {
-        Self {
-            lines,
-            last: vec![(u8::MAX, 0); lines.len()],
-            rate: Rate::new(0),
-            tell,
-        }
-    }
-
-    async fn look(&mut self) {
-        let (mut current, mut total) = (0, 0);
-        for (line, last) in self.lines.iter().zip(&mut self.last) {
-            let now = line.look();
-            current += now.1;
-            total += line.total;
-            if now != *last {
-                *last = now;
-                let event = Event::Layer {
-                    digest: line.digest.clone(),
-                    phase: now.0,
-                    current: now.1,
-                    total: line.total,
-                };
-                let _ = self.tell.send(event).await;
-            }
-        }
-        let sum = self.rate.sum(current, total);
-        let _ = self.tell.send(Event::Total(sum)).await;
     }
 }

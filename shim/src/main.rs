@@ -31,8 +31,16 @@ fn main() -> ExitCode {
     match server::run(&dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gantry-shim: {}: {error}", dir.display());
+            trouble(&format!("{}: {error}", dir.display()));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says what went wrong, with the trace that this shim belongs to when its maker named one (W3C Trace Context).
+fn trouble(what: &str) {
+    match std::env::var("TRACEPARENT") {
+        Ok(trace) => eprintln!("gantry-shim: {what} (traceparent {trace})"),
+        Err(_) => eprintln!("gantry-shim: {what}"),
     }
 }

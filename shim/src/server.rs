@@ -266,7 +266,7 @@ impl Server {
             }
             // A full disk must not hide the exit from those who are connected.
             if let Err(error) = fs::write_atomic(&self.dir.join("exit"), &exited.encode_to_vec()) {
-                eprintln!("gantry-shim: write the exit record: {error}");
+                crate::trouble(&format!("write the exit record: {error}"));
             }
             self.exited = Some(exited.clone());
         }
@@ -307,7 +307,7 @@ impl Server {
     fn watch(&mut self, token: Token, fd: &OwnedFd, interest: Interest) -> u64 {
         let number = self.token(token);
         if let Err(error) = self.poll.add(fd.as_fd(), number, interest) {
-            eprintln!("gantry-shim: watch a stream: {error}");
+            crate::trouble(&format!("watch a stream: {error}"));
         }
         number
     }

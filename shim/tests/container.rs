@@ -6,7 +6,7 @@ mod support;
 
 use gantry_proto::shim::from_shim::Reply;
 use gantry_proto::shim::to_shim::Request;
-use gantry_proto::shim::{Attach, Exec, Signal, State};
+use gantry_proto::shim::{Attach, Exec, IdMap, Namespace, Signal, State};
 use support::{Shim, text};
 
 #[test]
@@ -275,4 +275,40 @@ fn symlinks_of_the_image_lead_nowhere() {
     shim.launch_fails(plan);
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     shim.gone();
+}
+
+#[test]
+fn a_user_namespace_maps_root_elsewhere() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let mut shim = Shim::start();
+    let script = "cat /proc/self/uid_map; id -u; touch /tmp/mine";
+    let mut plan = shim.plan(&["sh", "-c", script]);
+    plan.namespaces.push(Namespace {
+        kind: "user".into(),
+        path: String::new(),
+    });
+    let map = IdMap {
+        container: 0,
+        host: 100_000,
+        length: 65_536,
+    };
+    (plan.uid_maps, plan.gid_maps) = (vec![map], vec![map]);
+    // The mapped root is nobody to the host's files: it needs the way to its root file system.
+    let open = std::fs::Permissions::from_mode(0o777);
+    for dir in [
+        shim.dir(),
+        shim.rootfs(),
+        shim.rootfs().join("tmp"),
+        shim.dir().parent().unwrap().into(),
+    ] {
+        std::fs::set_permissions(dir, open.clone()).unwrap();
+    }
+    shim.launch(plan);
+    assert_eq!(shim.exited("").exit_code, 0, "{}", shim.log());
+    let output = shim.output("stdout");
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "0"]);
+    let made = std::fs::metadata(shim.rootfs().join("tmp/mine")).unwrap();
+    assert_eq!(made.uid(), 100_000);
+    shim.acknowledge();
 }

@@ -183,6 +183,14 @@ fn nothing_of_the_engine_leaks_in() {
     node.ctl(&["exec", &id, "ls", "/proc/self/fd"])
         .ok()
         .prints("0\n1\n2\n3\n");
+    // The host's users, as docker has it without remapping.
+    let maps = node
+        .sh(&[], &image, "cat /proc/self/uid_map /proc/self/gid_map")
+        .ok();
+    for line in maps.stdout.lines() {
+        let numbers: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(numbers, ["0", "0", "4294967295"]);
+    }
     // Its own processes alone, its own cgroup as the root, no mount that tells where the host keeps things.
     let out = node
         .sh(

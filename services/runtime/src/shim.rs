@@ -69,10 +69,13 @@ pub fn spawn(
     };
     let (ours, theirs) = gantry_sys::fd::stream_pair().map_err(fail)?;
     let messages = File::create(dir.join("shim.log")).map_err(Error::io("make", dir))?;
-    let mut child = tokio::process::Command::new(program)
-        .arg("--dir")
-        .arg(dir)
-        .env_clear()
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--dir").arg(dir).env_clear();
+    // The shim's messages name the trace that made it (W3C Trace Context).
+    if let Some(trace) = gantry_chassis::telemetry::traceparent() {
+        command.env("TRACEPARENT", trace);
+    }
+    let mut child = command
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(messages)

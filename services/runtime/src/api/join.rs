@@ -154,15 +154,15 @@ impl Handlers {
                 hub.tell(&container, "attach", &[]);
                 let input =
                     Box::pin(input.filter_map(|message| async { attach_input(message.ok()?) }));
+                let watched = container.clone();
                 let end = async move {
-                    let view = container.until(|view| view.run.finished_at != before).await;
+                    let view = watched.until(|view| view.run.finished_at != before).await;
                     Output::Exit {
                         code: view.run.exit_code,
                         error: view.run.error.clone(),
                         oom: view.run.oom_killed,
                     }
                 };
-                let container = hub.find(&open.id).map_err(|error| to_status(&error))?;
                 self.pump(
                     container,
                     String::new(),

@@ -2,6 +2,7 @@
 //!
 //! Invariants: gone with the value; images go in by the public protocol, as any other client would push them.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -17,8 +18,9 @@ use crate::image::{Blob, Image, Index};
 pub struct Registry {
     process: Child,
     address: String,
-    /// Held by a push: docker-registry loses a blob that two clients upload at once, which is not what the tests are about.
-    pushing: Mutex<()>,
+    /// Digests by name and tag, held by a push. docker-registry loses a blob that two clients upload at once, and fails a
+    /// reader of a tag that is being written, also with what it was; neither is what the tests are about.
+    pushed: Mutex<BTreeMap<String, String>>,
     _home: TempDir,
 }
 
@@ -65,7 +67,7 @@ impl Registry {
         let registry = Registry {
             process,
             address,
-            pushing: Mutex::default(),
+            pushed: Mutex::default(),
             _home: home,
         };
         crate::within(Duration::from_secs(20), "docker-registry answers", || {
@@ -81,28 +83,36 @@ impl Registry {
 
     /// Pushes an image as `name:tag`; the reference to pull it by.
     pub fn push(&self, name: &str, tag: &str, image: &Image) -> String {
-        let _turn = self
-            .pushing
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
-        self.put_blobs(name, image);
-        self.put_manifest(name, tag, &image.manifest());
+        self.once(name, tag, &image.manifest(), || {
+            self.put_blobs(name, image);
+        });
         format!("{}/{name}:{tag}", self.address)
     }
 
     /// Pushes several images under one index; the reference.
     pub fn push_index(&self, name: &str, tag: &str, index: &Index) -> String {
-        let _turn = self
-            .pushing
+        self.once(name, tag, &index.blob(), || {
+            for (image, _) in &index.images {
+                self.put_blobs(name, image);
+                let manifest = image.manifest();
+                self.put_manifest(name, &manifest.digest, &manifest);
+            }
+        });
+        format!("{}/{name}:{tag}", self.address)
+    }
+
+    /// Pushes what a manifest refers to, and the manifest, unless the tag has it already.
+    fn once(&self, name: &str, tag: &str, manifest: &Blob, contents: impl FnOnce()) {
+        let mut pushed = self
+            .pushed
             .lock()
             .unwrap_or_else(|broken| broken.into_inner());
-        for (image, _) in &index.images {
-            self.put_blobs(name, image);
-            let manifest = image.manifest();
-            self.put_manifest(name, &manifest.digest, &manifest);
+        let key = format!("{name}:{tag}");
+        if pushed.get(&key) != Some(&manifest.digest) {
+            contents();
+            self.put_manifest(name, tag, manifest);
+            pushed.insert(key, manifest.digest.clone());
         }
-        self.put_manifest(name, tag, &index.blob());
-        format!("{}/{name}:{tag}", self.address)
     }
 
     fn put_blobs(&self, name: &str, image: &Image) {

@@ -75,7 +75,7 @@ pub fn finish(mut child: Child) -> Out {
         stderr.read_to_end(&mut bytes).unwrap();
         bytes
     });
-    let give_up = Instant::now() + PATIENCE;
+    let give_up = Instant::now() + crate::patience(PATIENCE);
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
@@ -113,7 +113,7 @@ pub fn shell(script: &str) -> String {
 /// One request over TCP, for servers in containers: what came back until the other side closed.
 pub fn tcp(address: &str, say: &str) -> std::io::Result<String> {
     let mut stream = std::net::TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(crate::patience(Duration::from_secs(10))))?;
     stream.write_all(say.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -144,7 +144,10 @@ impl Iterator for Lines {
 
     /// The next line; nothing when the stream has ended.
     fn next(&mut self) -> Option<String> {
-        match self.0.recv_timeout(Duration::from_secs(20)) {
+        match self
+            .0
+            .recv_timeout(crate::patience(Duration::from_secs(20)))
+        {
             Ok(line) => Some(line),
             Err(mpsc::RecvTimeoutError::Disconnected) => None,
             Err(mpsc::RecvTimeoutError::Timeout) => panic!("no line for 20 seconds"),

@@ -34,7 +34,7 @@ pub fn request(
     body: &[u8],
 ) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(host)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     let mut head = format!(
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n",
         body.len()
@@ -174,8 +174,8 @@ fn answer(
     seen: &Mutex<Vec<Seen>>,
     ended: &AtomicBool,
 ) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
+    stream.set_write_timeout(Some(crate::patience(PATIENCE)))?;
     let mut out = stream.try_clone()?;
     let (first, headers) = read_head(&mut BufReader::new(stream))?;
     let mut words = first.split(' ');

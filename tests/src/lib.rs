@@ -14,6 +14,7 @@ pub mod node;
 pub mod registry;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use command::Out;
@@ -41,12 +42,24 @@ pub fn bin(name: &str) -> PathBuf {
     path
 }
 
-/// Waits until `check` gives a value, at most `limit`.
+/// A time limit, on this machine: `GANTRY_PATIENCE` says how many times longer a slow one (an emulated one) may take.
+pub fn patience(limit: Duration) -> Duration {
+    static TIMES: OnceLock<u32> = OnceLock::new();
+    let times = TIMES.get_or_init(|| {
+        std::env::var("GANTRY_PATIENCE").map_or(1, |text| {
+            text.parse().expect("GANTRY_PATIENCE is a whole number")
+        })
+    });
+    limit * *times
+}
+
+/// Waits until `check` gives a value, at most `limit` (in [`patience`]).
 ///
 /// # Panics
 /// With `what` when the time is over.
 #[track_caller]
 pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let limit = patience(limit);
     let give_up = Instant::now() + limit;
     loop {
         if let Some(value) = check() {

@@ -162,7 +162,7 @@ impl Node {
             // Nobody listens any more when the wait was given up.
             let _ = tell.send(line);
         });
-        let line = hear.recv_timeout(Duration::from_secs(30));
+        let line = hear.recv_timeout(crate::patience(Duration::from_secs(30)));
         if line.as_deref() != Ok("gantryd ready\n") {
             let _ = child.kill();
             let _ = child.wait();
@@ -372,7 +372,7 @@ impl Node {
     /// gets a moment.
     #[track_caller]
     pub fn assert_no_residue(&self) {
-        let give_up = Instant::now() + Duration::from_secs(10);
+        let give_up = Instant::now() + crate::patience(Duration::from_secs(10));
         loop {
             let left = self.marks.container_residue();
             if left.is_empty() {

@@ -36,7 +36,7 @@ fn stop_takes_the_shortest_way() {
     let began = Instant::now();
     node.ctl(&["stop", "deaf"]).ok().prints("deaf\n");
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        began.elapsed() < gantry_tests::patience(Duration::from_secs(2)),
         "{:?}",
         began.elapsed()
     );
@@ -66,7 +66,7 @@ fn stop_takes_the_shortest_way() {
     let began = Instant::now();
     node.ctl(&["stop", "-t", "1", "stubborn"]).ok();
     assert!(
-        began.elapsed() < Duration::from_secs(4),
+        began.elapsed() < gantry_tests::patience(Duration::from_secs(4)),
         "{:?}",
         began.elapsed()
     );
@@ -176,7 +176,7 @@ fn an_init_reaps_orphans() {
     });
     let began = Instant::now();
     node.ctl(&["stop", "reaper"]).ok();
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < gantry_tests::patience(Duration::from_secs(3)));
     assert_eq!(node.inspect("reaper")["State"]["ExitCode"], json!(143));
 }
 

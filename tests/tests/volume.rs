@@ -115,13 +115,25 @@ fn two_containers_share_one_volume() {
         .prints("hello\n");
 }
 
+/// The answer to a removal waits until the files are out of reach (in the trash), not until the last of them is unlinked.
+fn gone(node: &Node, marker: &str) {
+    let kept = || gantry_tests::clean::traces(&node.path("root"), marker);
+    let trash = node.path("root/snapshotter/trash");
+    let reachable: Vec<_> = kept()
+        .into_iter()
+        .filter(|at| !at.starts_with(&trash))
+        .collect();
+    assert!(reachable.is_empty(), "still there: {reachable:?}");
+    gantry_tests::eventually("the trash is emptied", || kept().is_empty());
+}
+
 #[test]
 fn anonymous_volumes_go_with_rm() {
     let (node, image) = Node::with_busybox();
     let marker = |name: &str| format!("echo x >/data/{name}");
     node.sh(&["-v", "/data"], &image, &marker("unique-marker-a"))
         .ok();
-    assert!(gantry_tests::clean::traces(&node.path("root"), "unique-marker-a").is_empty());
+    gone(&node, "unique-marker-a");
     node.ctl(&[
         "run",
         "--name",
@@ -152,7 +164,7 @@ fn anonymous_volumes_go_with_rm() {
     ])
     .ok();
     node.ctl(&["rm", "-v", "drops"]).ok();
-    assert!(gantry_tests::clean::traces(&node.path("root"), "unique-marker-c").is_empty());
+    gone(&node, "unique-marker-c");
 }
 
 #[test]

@@ -178,7 +178,8 @@ fn seed(mounts: &[snapshot::Mount], path: &Path, fresh: &Path, data: &Path) -> R
     let mounted = if root.kind == "bind" {
         gantry_sys::mount::copy_of(Path::new(&root.source), true)
     } else {
-        gantry_sys::mount::new_fs(root.kind, &root.source, &options.data)
+        let make = || gantry_sys::mount::new_fs(root.kind, &root.source, &options.data);
+        gantry_sys::ns::aside(make)
     };
     let mounted = mounted.map_err(Error::io("mount the snapshot for", data))?;
     let from = match fs::open_in_root(mounted.fd(), path) {

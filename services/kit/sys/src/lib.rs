@@ -13,6 +13,7 @@ pub mod fs;
 pub mod mount;
 pub mod netns;
 pub mod ns;
+pub mod overlay;
 pub mod process;
 pub mod seccomp;
 pub mod tree;

@@ -1,14 +1,14 @@
 //! Mounts by the new mount API: first a detached mount, then its attributes, then its place.
 //!
 //! Invariants: a place is a descriptor, never a path, so nothing that an image contains can move it; a detached mount
-//! that is dropped leaves nothing behind. Needs Linux 5.12 (mount_setattr), overlay with many layers 6.5.
+//! that is dropped leaves nothing behind. Needs Linux 5.12 (mount_setattr).
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
-use crate::{c_string, check};
+use crate::{c_string, check, overlay};
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
@@ -169,9 +169,24 @@ fn open_fs(kind: &str) -> io::Result<OwnedFd> {
 
 /// Makes a file system: "proc", "tmpfs", "overlay", ...; `data` are its own options.
 ///
+/// Before Linux 6.7 an overlay is in a place for a moment: call this in a mount namespace of one's own ([`crate::ns::aside`]).
+///
 /// # Errors
 /// ENODEV for an unknown type, EPERM, EINVAL with the kernel's explanation.
 pub fn new_fs(kind: &str, source: &str, data: &[String]) -> io::Result<Detached> {
+    match configured(kind, source, data) {
+        // An older kernel takes `lowerdir+` for an unknown option, some at once, some when the file system is made.
+        Err(error) if kind == "overlay" && error.kind() == io::ErrorKind::InvalidInput => {
+            overlay::mount(data).map_err(|other| match other.raw_os_error() {
+                Some(_) => error,
+                None => other,
+            })
+        }
+        made => made,
+    }
+}
+
+fn configured(kind: &str, source: &str, data: &[String]) -> io::Result<Detached> {
     let fs = open_fs(kind)?;
     if !source.is_empty() {
         fsconfig(

@@ -65,6 +65,23 @@ pub fn isolate_mounts(slave: bool) -> io::Result<()> {
     )?)
 }
 
+/// Does something in a mount namespace of its own, on a thread of its own: what is mounted meanwhile nobody else sees.
+///
+/// # Errors
+/// Those of the work, EPERM without CAP_SYS_ADMIN.
+pub fn aside<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            leave(CloneFlags::CLONE_NEWNS.bits().cast_unsigned().into())?;
+            isolate_mounts(false)?;
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
 /// Makes `rootfs`, a mount point, the root of this mount namespace and lets go of the old one (pivot_root(2), "pivot_root(".", ".")").
 ///
 /// # Errors

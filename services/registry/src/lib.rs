@@ -40,7 +40,7 @@ pub async fn run(
     listener: Listener,
     drain: Drain,
 ) -> Result<(), Error> {
-    let peers = Peers::new(&paths);
+    let peers = Peers::new(&paths, &drain);
     let sweeper = peers.clone();
     drain.spawn("old leases", async move {
         if let Err(fault) = sweeper.drop_old_leases().await {

@@ -4,23 +4,24 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use gantry_chassis::{Channel, Fault, Paths, connect};
+use gantry_chassis::{Channel, Drain, Fault, Paths, ask, connect};
 use gantry_proto::snapshotter::EnsureLayerRequest;
 use gantry_proto::snapshotter::snapshotter_client::SnapshotterClient;
 use gantry_proto::store;
 use gantry_proto::store::store_client::StoreClient;
 use gantry_proto::types;
 use gantry_types::{Digest, ErrorKind, Platform};
-use tonic::Status;
+use tonic::{Response, Status};
 
 use crate::document::Descriptor;
 
 const HOLDER: &str = "registry";
 /// Seconds after which the lease of a pull that was cut off ends.
 const LEASE_SECONDS: i64 = 3600;
-const PATIENCE: Duration = Duration::from_secs(15);
+/// A large blob is hashed, or a layer unpacked, within this time.
+const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Where a blob is to be written.
 #[derive(Debug, Clone)]
@@ -49,34 +50,32 @@ pub struct Held {
 pub struct Peers {
     store: StoreClient<Channel>,
     snapshotter: SnapshotterClient<Channel>,
-}
-
-async fn call<T, F>(make: impl Fn() -> F) -> Result<T, Fault>
-where
-    F: Future<Output = Result<tonic::Response<T>, Status>>,
-{
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(20);
-    loop {
-        let fault = match make().await {
-            Ok(reply) => return Ok(reply.into_inner()),
-            Err(status) => Fault::from(status),
-        };
-        if fault.kind != ErrorKind::Unavailable || began.elapsed() > PATIENCE {
-            return Err(fault);
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(500));
-    }
+    drain: Drain,
 }
 
 impl Peers {
     /// Clients for the sockets of an instance.
-    pub fn new(paths: &Paths) -> Self {
+    pub fn new(paths: &Paths, drain: &Drain) -> Self {
         Self {
             store: StoreClient::new(connect(&paths.socket("store"))),
             snapshotter: SnapshotterClient::new(connect(&paths.socket("snapshotter"))),
+            drain: drain.clone(),
         }
+    }
+
+    async fn store<R: Clone, T, F>(
+        &self,
+        request: R,
+        send: impl Fn(StoreClient<Channel>, R) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        ask(&self.drain, "store", DEADLINE, || {
+            send(self.store.clone(), request.clone())
+        })
+        .await
+        .map(Response::into_inner)
     }
 
     /// Drops the leases of pulls that an earlier run of the service was cut off in.
@@ -88,9 +87,8 @@ impl Peers {
             holder: HOLDER.into(),
             ids: Vec::new(),
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.sync_leases(request).await }
+        self.store(request, |mut client, request| async move {
+            client.sync_leases(request).await
         })
         .await
         .map(drop)
@@ -107,9 +105,8 @@ impl Peers {
             digests,
             ttl_seconds: LEASE_SECONDS,
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.put_lease(request).await }
+        self.store(request, |mut client, request| async move {
+            client.put_lease(request).await
         })
         .await
         .map(drop)
@@ -123,9 +120,8 @@ impl Peers {
         let request = store::DeleteLeaseRequest {
             id: lease.to_owned(),
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.delete_lease(request).await }
+        self.store(request, |mut client, request| async move {
+            client.delete_lease(request).await
         })
         .await
         .map(drop)
@@ -142,11 +138,11 @@ impl Peers {
             size: i64::try_from(size).unwrap_or(i64::MAX),
             lease: String::new(),
         };
-        let begun = call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.begin_ingest(request).await }
-        })
-        .await?;
+        let begun = self
+            .store(request, |mut client, request| async move {
+                client.begin_ingest(request).await
+            })
+            .await?;
         Ok(if begun.exists {
             Staging::Exists
         } else {
@@ -165,9 +161,8 @@ impl Peers {
             size: i64::try_from(size).unwrap_or(i64::MAX),
             lease: String::new(),
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.commit_ingest(request).await }
+        self.store(request, |mut client, request| async move {
+            client.commit_ingest(request).await
         })
         .await
         .map(drop)
@@ -181,9 +176,8 @@ impl Peers {
         let request = store::AbortIngestRequest {
             key: digest.to_string(),
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.abort_ingest(request).await }
+        self.store(request, |mut client, request| async move {
+            client.abort_ingest(request).await
         })
         .await
         .map(drop)
@@ -197,11 +191,11 @@ impl Peers {
         let request = store::ReadBlobRequest {
             digest: digest.to_string(),
         };
-        let reply = call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.read_blob(request).await }
-        })
-        .await?;
+        let reply = self
+            .store(request, |mut client, request| async move {
+                client.read_blob(request).await
+            })
+            .await?;
         Ok(reply.data)
     }
 
@@ -213,11 +207,11 @@ impl Peers {
         let request = store::GetImageRequest {
             name: name.to_owned(),
         };
-        let found = call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.get_image(request).await }
-        })
-        .await;
+        let found = self
+            .store(request, |mut client, request| async move {
+                client.get_image(request).await
+            })
+            .await;
         match found {
             Ok(image) => Ok(image.target.map(|target| target.digest)),
             Err(fault) if fault.kind == ErrorKind::NotFound => Ok(None),
@@ -240,9 +234,8 @@ impl Peers {
             }),
             ..store::PutImageRequest::default()
         };
-        call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.put_image(request).await }
+        self.store(request, |mut client, request| async move {
+            client.put_image(request).await
         })
         .await
         .map(drop)
@@ -258,11 +251,11 @@ impl Peers {
             platform: Some(platform.clone().into()),
             lease: String::new(),
         };
-        let found = call(|| {
-            let (mut client, request) = (self.store.clone(), request.clone());
-            async move { client.resolve_image(request).await }
-        })
-        .await;
+        let found = self
+            .store(request, |mut client, request| async move {
+                client.resolve_image(request).await
+            })
+            .await;
         let image = match found {
             Ok(image) => image,
             Err(fault) if fault.kind == ErrorKind::NotFound => return Ok(None),
@@ -292,12 +285,12 @@ impl Peers {
                 ..types::Descriptor::default()
             }),
         };
-        call(|| {
+        ask(&self.drain, "snapshotter", DEADLINE, || {
             let (mut client, request) = (self.snapshotter.clone(), request.clone());
             async move {
                 let mut events = client.ensure_layer(request).await?.into_inner();
                 while events.message().await?.is_some() {}
-                Ok(tonic::Response::new(()))
+                Ok(())
             }
         })
         .await

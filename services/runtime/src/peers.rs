@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use gantry_chassis::{Channel, Drain, Fault, Paths, connect};
+use gantry_chassis::{Channel, Drain, Paths, connect};
 use gantry_proto::network as net;
 use gantry_proto::network::network_client::NetworkClient;
 use gantry_proto::snapshotter as snap;
@@ -30,8 +30,6 @@ const HOLDER: &str = "runtime";
 /// How long one call may take; unpacking has a longer one.
 const DEADLINE: Duration = Duration::from_secs(30);
 const UNPACK_DEADLINE: Duration = Duration::from_secs(1800);
-/// How long a peer that is away is waited for.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An image, as far as containers are concerned.
 #[derive(Debug, Clone)]
@@ -89,7 +87,7 @@ pub struct Peers {
     drain: Drain,
 }
 
-/// Calls until the peer answers something else than that it is away.
+/// [`gantry_chassis::ask`], with the peer's name in the error.
 async fn call<T, F>(
     drain: &Drain,
     peer: &'static str,
@@ -99,29 +97,9 @@ async fn call<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(20);
-    loop {
-        let fault = match tokio::time::timeout(deadline, make()).await {
-            Ok(Ok(reply)) => return Ok(reply),
-            Ok(Err(status)) => Fault::from(status),
-            Err(_) => Fault {
-                kind: ErrorKind::TimedOut,
-                message: format!("{peer}: no answer within {} s", deadline.as_secs()),
-                resource: None,
-            },
-        };
-        let waits = fault.kind == ErrorKind::Unavailable && began.elapsed() < PATIENCE;
-        // When we end, whoever asked asks our successor.
-        if !waits || drain.is_started() {
-            return Err(Error::Peer { peer, fault });
-        }
-        tokio::select! {
-            () = drain.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = (pause * 2).min(Duration::from_millis(500));
-    }
+    gantry_chassis::ask(drain, peer, deadline, make)
+        .await
+        .map_err(|fault| Error::Peer { peer, fault })
 }
 
 impl Peers {

@@ -3,6 +3,7 @@
 //! Invariants: knows no service's nouns; the only `tokio::spawn` is in [`Drain`]; errors leave a process only through
 //! [`to_status`] and come back only through [`Fault`].
 
+mod ask;
 mod connect;
 mod drain;
 pub mod metrics;
@@ -11,6 +12,7 @@ mod serve;
 mod status;
 pub mod telemetry;
 
+pub use ask::ask;
 pub use connect::{Channel, check_health, connect};
 pub use drain::Drain;
 pub use paths::Paths;

@@ -139,7 +139,10 @@ fn every_system_call_meets_what_it_meets_in_docker() {
             .map(|number| number.parse().unwrap())
             .collect()
     };
-    assert_eq!(calls(&out.stdout, "eperm"), calls(DOCKERS, "eperm"));
+    let mut refused = calls(&out.stdout, "eperm");
+    // uprobe(2): the kernels that have it (6.18) let it pass every filter, older ones do not know it.
+    refused.remove(&336);
+    assert_eq!(refused, calls(DOCKERS, "eperm"));
     let missing = calls(&out.stdout, "enosys");
     assert!(
         missing.is_superset(&calls(DOCKERS, "enosys")),

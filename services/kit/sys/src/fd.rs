@@ -67,12 +67,25 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     crate::check(result).map(drop)
 }
 
+/// Repeats a call that a signal cut off. A process that was stopped and goes on finds its waits with a time limit cut off so
+/// (signal(7)), without having caught anything.
+fn again<T>(
+    mut call: impl FnMut() -> Result<T, nix::errno::Errno>,
+) -> Result<T, nix::errno::Errno> {
+    loop {
+        match call() {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
 /// Reads once. No bytes means the end.
 ///
 /// # Errors
 /// `WouldBlock` when nothing is there, EIO for a terminal whose last slave has closed.
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(nix::unistd::read(fd, buffer)?)
+    Ok(again(|| nix::unistd::read(fd, buffer))?)
 }
 
 /// Writes once and says how much went.
@@ -80,7 +93,7 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// `WouldBlock` when there is no room, `BrokenPipe` when nobody reads; SIGPIPE must be ignored.
 pub fn write(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
-    Ok(nix::unistd::write(fd, data)?)
+    Ok(again(|| nix::unistd::write(fd, data))?)
 }
 
 /// Closes every descriptor from `first` on. For a process that goes on with none of its own, such as a reaper.
@@ -116,13 +129,15 @@ pub fn send_with_fds(
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let parts = [io::IoSlice::new(bytes)];
-    Ok(sendmsg::<()>(
-        socket.as_raw_fd(),
-        &parts,
-        control,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?)
+    Ok(again(|| {
+        sendmsg::<()>(
+            socket.as_raw_fd(),
+            &parts,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+    })?)
 }
 
 /// Reads bytes and the descriptors beside them, at most 8.
@@ -133,6 +148,13 @@ pub fn recv_with_fds(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
+    Ok(again(|| recv_once(socket, buffer))?)
+}
+
+fn recv_once(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), nix::errno::Errno> {
     let mut space = nix::cmsg_space!([RawFd; 8]);
     let mut parts = [io::IoSliceMut::new(buffer)];
     let message = recvmsg::<()>(

@@ -94,6 +94,14 @@ impl Node {
                 number % 64 * 4
             ),
             format!("runtime.cgroup_parent={}", marks.cgroup),
+            format!(
+                "registry.certs_dirs=[{:?}]",
+                home.path().join("certs.d").to_string_lossy()
+            ),
+            format!(
+                "registry.registries_conf={:?}",
+                home.path().join("registries.conf").to_string_lossy()
+            ),
         ];
         all.extend(sets.iter().map(|set| (*set).to_owned()));
         let node = Node {
@@ -140,6 +148,12 @@ impl Node {
             .arg("--run")
             .arg(self.path("run"))
             .env("GANTRY_LOG", "info")
+            // The host's own settings and credentials are none of a test's.
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env("HOME", self.home.path())
+            .env_remove("REGISTRY_AUTH_FILE")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("XDG_CONFIG_HOME")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -266,6 +280,8 @@ impl Node {
             .arg(self.path("run"))
             .args(arguments)
             .env_remove("GANTRY_RUN")
+            .env_remove("REGISTRY_AUTH_FILE")
+            .env("DOCKER_CONFIG", self.path("docker"))
             .current_dir(self.home.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

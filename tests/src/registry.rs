@@ -21,7 +21,7 @@ pub struct Registry {
     /// Digests by name and tag, held by a push. docker-registry loses a blob that two clients upload at once, and fails a
     /// reader of a tag that is being written, also with what it was; neither is what the tests are about.
     pushed: Mutex<BTreeMap<String, String>>,
-    _home: TempDir,
+    home: TempDir,
 }
 
 impl Registry {
@@ -41,7 +41,47 @@ impl Registry {
     /// # Panics
     /// When docker-registry is not installed or does not answer.
     pub fn start() -> Registry {
+        Self::launch(false)
+    }
+
+    /// One with TLS, for `127.0.0.1`, whose authority is in `ca.crt` of [`Registry::home`], and which knows only alice with
+    /// the password "secret".
+    ///
+    /// # Panics
+    /// When docker-registry or openssl is not installed.
+    pub fn guarded() -> Registry {
+        Self::launch(true)
+    }
+
+    /// Its directory.
+    pub fn home(&self) -> &std::path::Path {
+        self.home.path()
+    }
+
+    fn launch(guarded: bool) -> Registry {
         let home = tempfile::tempdir().unwrap();
+        let mut guard = String::new();
+        let mut tls = String::new();
+        if guarded {
+            certificate(home.path());
+            let users = home.path().join("htpasswd");
+            // bcrypt of "secret".
+            std::fs::write(
+                &users,
+                "alice:$2b$04$0gdeflYcfObN/QI4grOVau.3bnwN7.G42Qv2XVCVwWoOKKg65SYF6\n",
+            )
+            .unwrap();
+            guard = format!(
+                "auth: {{htpasswd: {{realm: tests, path: {}}}}}\n",
+                users.display()
+            );
+            let at = |name: &str| home.path().join(name).display().to_string();
+            tls = format!(
+                ", tls: {{certificate: {}, key: {}}}",
+                at("server.crt"),
+                at("server.key")
+            );
+        }
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap().to_string();
         let config = home.path().join("config.yml");
@@ -50,7 +90,7 @@ impl Registry {
             format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
                  storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-                 http: {{addr: {address:?}, secret: tests}}\n",
+                 http: {{addr: {address:?}, secret: tests{tls}}}\n{guard}",
                 home.path().join("data").display()
             ),
         )
@@ -68,10 +108,10 @@ impl Registry {
             process,
             address,
             pushed: Mutex::default(),
-            _home: home,
+            home,
         };
         crate::within(Duration::from_secs(20), "docker-registry answers", || {
-            request("GET", &registry.address, "/v2/", &[], b"").ok()
+            std::net::TcpStream::connect(&registry.address).ok()
         });
         registry
     }
@@ -153,6 +193,18 @@ impl Registry {
             String::from_utf8_lossy(&done.body)
         );
     }
+}
+
+/// An authority of our own, and a certificate by it for 127.0.0.1.
+fn certificate(home: &std::path::Path) {
+    crate::command::shell(&format!(
+        "cd {} && exec 2>/dev/null && \
+         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=tests-ca -keyout ca.key -out ca.crt && \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=tests -keyout server.key -out server.csr && \
+         printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' >ext && \
+         openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt",
+        home.display()
+    ));
 }
 
 impl Drop for Registry {

@@ -45,13 +45,14 @@ const PACKAGES: [(&str, &str); 10] = [
 ];
 
 /// The test programs of the end-to-end lane.
-const E2E: [&str; 8] = [
+const E2E: [&str; 9] = [
     "smoke",
     "streams",
     "life",
     "image",
     "network",
     "volume",
+    "push",
     "isolation",
     "hostile",
 ];

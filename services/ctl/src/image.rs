@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use gantry_proto::registry::{PullPolicy, PullRequest};
 use gantry_proto::runtime::ListRequest;
 use gantry_proto::store::{
     DeleteImageRequest, ImageSummary, ListImagesRequest, PutImageRequest, ResolveImageRequest,
@@ -38,6 +39,15 @@ pub struct Pull {
     /// Platform, such as linux/arm64; the host's when left out
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
+    /// Every image of an index, to keep and push it whole
+    #[arg(long)]
+    all_platforms: bool,
+    /// Every tag of the repositories
+    #[arg(short, long)]
+    all_tags: bool,
+    /// When to ask the registry: always, missing, newer (always, if it can be asked), never
+    #[arg(long, value_name = "POLICY", default_value = "always", value_parser = ["always", "missing", "newer", "never"])]
+    policy: String,
     /// Names with tag or digest
     #[arg(required = true)]
     images: Vec<String>,
@@ -55,8 +65,31 @@ impl Pull {
             .map(platform)
             .transpose()
             .map_err(Error::Usage)?;
-        each(&self.images, async |name| {
-            let done = progress::pull(engine, name, platform.clone(), self.quiet).await?;
+        let policy = match self.policy.as_str() {
+            "missing" => PullPolicy::Missing,
+            "newer" => PullPolicy::Newer,
+            "never" => PullPolicy::Never,
+            _ => PullPolicy::Always,
+        };
+        let mut images = Vec::new();
+        for name in &self.images {
+            if self.all_tags {
+                let tags = crate::remote::tags(engine, name).await?;
+                images.extend(tags.tags.iter().map(|tag| format!("{}:{tag}", tags.name)));
+            } else {
+                images.push(name.clone());
+            }
+        }
+        each(&images, async |name| {
+            let request = PullRequest {
+                reference: name.to_owned(),
+                platform: platform.clone(),
+                policy: policy.into(),
+                unpack: true,
+                all_platforms: self.all_platforms,
+                ..PullRequest::default()
+            };
+            let done = progress::pull(engine, request, self.quiet).await?;
             if !self.quiet {
                 let what = if done.changed {
                     "Downloaded newer image for"
@@ -158,6 +191,30 @@ async fn all(engine: &Engine) -> Result<Vec<ImageSummary>> {
         })
         .await?;
     Ok(listed.images)
+}
+
+/// The stored names of a repository.
+///
+/// # Errors
+/// When there is none.
+pub async fn tags_of(engine: &Engine, repository: &str) -> Result<Vec<String>> {
+    let wanted = repository
+        .parse::<Reference>()
+        .map_err(|error| Error::Usage(error.to_string()))?
+        .name();
+    let names: Vec<String> = all(engine)
+        .await?
+        .into_iter()
+        .filter_map(|summary| Some(summary.image?.name))
+        .filter(|name| {
+            name.parse::<Reference>()
+                .is_ok_and(|reference| reference.name() == wanted && reference.tag().is_some())
+        })
+        .collect();
+    if names.is_empty() {
+        return Err(Error::Usage(format!("no image here is of {repository}")));
+    }
+    Ok(names)
 }
 
 impl Images {

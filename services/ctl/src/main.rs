@@ -9,11 +9,13 @@ mod exec;
 mod flags;
 mod image;
 mod inspect;
+mod login;
 mod logs;
 mod network;
 mod output;
 mod peers;
 mod progress;
+mod remote;
 mod run;
 mod stream;
 mod system;
@@ -70,6 +72,9 @@ enum Command {
     Attach(run::Attach),
     Top(logs::Top),
     Pull(image::Pull),
+    Push(remote::Push),
+    Login(login::Login),
+    Logout(login::Logout),
     Images(image::Images),
     Rmi(image::Rmi),
     Tag(image::Tag),
@@ -118,6 +123,9 @@ enum Container {
 #[derive(Debug, Subcommand)]
 enum Image {
     Pull(image::Pull),
+    Push(remote::Push),
+    Tags(remote::Tags),
+    Referrers(remote::Referrers),
     #[command(visible_alias = "list")]
     Ls(image::Images),
     #[command(visible_alias = "remove")]
@@ -147,15 +155,19 @@ impl From<Container> for Command {
     }
 }
 
-impl From<Image> for Command {
-    fn from(command: Image) -> Self {
-        match command {
+impl Image {
+    async fn go(self, engine: &Engine) -> Result<ExitCode> {
+        let command = match self {
+            Image::Tags(it) => return it.go(engine).await,
+            Image::Referrers(it) => return it.go(engine).await,
             Image::Pull(it) => Command::Pull(it),
+            Image::Push(it) => Command::Push(it),
             Image::Ls(it) => Command::Images(it),
             Image::Rm(it) => Command::Rmi(it),
             Image::Tag(it) => Command::Tag(it),
             Image::Inspect(it) => Command::Inspect(it),
-        }
+        };
+        Box::pin(command.go(engine)).await
     }
 }
 
@@ -182,13 +194,16 @@ impl Command {
             Command::Attach(it) => it.go(engine).await,
             Command::Top(it) => it.go(engine).await,
             Command::Pull(it) => it.go(engine).await,
+            Command::Push(it) => it.go(engine).await,
+            Command::Login(it) => it.go(engine).await,
+            Command::Logout(it) => it.go(),
             Command::Images(it) => it.go(engine).await,
             Command::Rmi(it) => it.go(engine).await,
             Command::Tag(it) => it.go(engine).await,
             Command::Network(it) => it.go(engine).await,
             Command::Volume(it) => it.go(engine).await,
             Command::Container(it) => Box::pin(Command::from(it).go(engine)).await,
-            Command::Image(it) => Box::pin(Command::from(it).go(engine)).await,
+            Command::Image(it) => it.go(engine).await,
             Command::Events(it) => it.go(engine).await,
             Command::Info(it) => it.go(engine).await,
             Command::Version(it) => it.go(engine).await,

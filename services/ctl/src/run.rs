@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args};
+use gantry_proto::registry::{PullPolicy, PullRequest};
 use gantry_proto::runtime::attach_input::Input as AttachWire;
 use gantry_proto::runtime::{
     AttachInput, AttachOpen, Container, CreateRequest, CreateResponse, GetRequest, StartRequest,
@@ -117,30 +118,44 @@ async fn make(engine: &Engine, flags: &RunFlags) -> Result<CreateResponse> {
             "container id file {file} exists already; remove it or name another one"
         )));
     }
-    if flags.pull == "always" {
-        progress::pull(engine, flags.image(), config.platform.clone(), flags.quiet).await?;
+    let wanted = |policy: PullPolicy| PullRequest {
+        reference: flags.image().to_owned(),
+        platform: config.platform.clone(),
+        policy: policy.into(),
+        unpack: true,
+        ..PullRequest::default()
+    };
+    let missing = wanted(PullPolicy::Always);
+    match flags.pull.as_str() {
+        "always" => drop(progress::pull(engine, wanted(PullPolicy::Always), flags.quiet).await?),
+        "newer" => drop(progress::pull(engine, wanted(PullPolicy::Newer), flags.quiet).await?),
+        _ => {}
     }
     // A repeat after a broken connection finds what the first one made.
     let key = format!("{:032x}", rand::random::<u128>());
-    let request = CreateRequest {
+    let mut request = CreateRequest {
         config: Some(config),
         idempotency_key: key,
     };
-    let create = || {
-        let (mut client, request) = (engine.runtime(), request.clone());
-        async move { client.create(request).await }
+    let create = async |request: &CreateRequest| {
+        engine
+            .call(|| {
+                let (mut client, request) = (engine.runtime(), request.clone());
+                async move { client.create(request).await }
+            })
+            .await
     };
-    let made = match engine.call(create).await {
+    let made = match create(&request).await {
         Err(error) if error.is_missing_image() && flags.pull == "missing" => {
             if !flags.quiet {
                 eprintln!("Image {} is not here yet; pulling it", flags.image());
             }
-            let platform = request
-                .config
-                .as_ref()
-                .and_then(|config| config.platform.clone());
-            progress::pull(engine, flags.image(), platform, flags.quiet).await?;
-            engine.call(create).await?
+            let done = progress::pull(engine, missing, flags.quiet).await?;
+            // A short name may be an alias of another.
+            if let Some(config) = &mut request.config {
+                config.image = done.name;
+            }
+            create(&request).await?
         }
         other => other?,
     };

@@ -5,7 +5,7 @@
 use std::io::IsTerminal as _;
 
 use gantry_proto::runtime::TerminalSize;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// A raw terminal.
 pub struct Raw(Termios);
@@ -23,6 +23,28 @@ impl Raw {
 }
 
 impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nothing can be done when the terminal is gone.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// A terminal that does not show what is typed.
+pub struct Silent(Termios);
+
+impl Silent {
+    /// Hides what is typed; `None` when standard input is no terminal.
+    pub fn enter() -> Option<Silent> {
+        let stdin = rustix::stdio::stdin();
+        let before = tcgetattr(stdin).ok()?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin, OptionalActions::Flush, &silent).ok()?;
+        Some(Silent(before))
+    }
+}
+
+impl Drop for Silent {
     fn drop(&mut self) {
         // Nothing can be done when the terminal is gone.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);

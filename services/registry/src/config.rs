@@ -1,5 +1,7 @@
 //! Settings of the table `[registry]`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// How images are fetched.
@@ -14,6 +16,12 @@ pub struct Config {
     pub stall_timeout_seconds: u64,
     /// How often a download that makes no progress is tried.
     pub attempts: u32,
+    /// Folders with a folder a registry in them: containerd's hosts.toml, docker's certificates. The first that knows it decides.
+    pub certs_dirs: Vec<PathBuf>,
+    /// Mirrors, prefixes, what is blocked: containers-registries.conf(5); files of the folder of the same name with `.d` are read too.
+    pub registries_conf: PathBuf,
+    /// Pieces of one large layer that are fetched at once, where the registry allows.
+    pub ranges: usize,
 }
 
 impl Default for Config {
@@ -23,6 +31,16 @@ impl Default for Config {
             plain_http: Vec::new(),
             stall_timeout_seconds: 60,
             attempts: 5,
+            certs_dirs: [
+                "/etc/gantry/certs.d",
+                "/etc/containerd/certs.d",
+                "/etc/docker/certs.d",
+                "/etc/containers/certs.d",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
+            registries_conf: "/etc/containers/registries.conf".into(),
+            ranges: 4,
         }
     }
 }
@@ -41,6 +59,9 @@ impl Config {
         }
         if self.attempts == 0 {
             return Err("attempts is 0; write at least 1".into());
+        }
+        if !(1..=16).contains(&self.ranges) {
+            return Err(format!("ranges is {}; write 1 to 16", self.ranges));
         }
         for host in &self.plain_http {
             if host.is_empty() || host.contains('/') {

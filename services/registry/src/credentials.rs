@@ -21,6 +21,8 @@ pub enum Credentials {
     Anonymous,
     /// User and password.
     Basic(String, String),
+    /// A token that buys access tokens (OAuth2's refresh token), as `docker login` of some registries leaves it.
+    Identity(String),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -28,6 +30,7 @@ impl std::fmt::Debug for Credentials {
         match self {
             Credentials::Anonymous => f.write_str("Anonymous"),
             Credentials::Basic(user, _) => write!(f, "Basic({user:?}, ...)"),
+            Credentials::Identity(_) => f.write_str("Identity(...)"),
         }
     }
 }
@@ -46,6 +49,7 @@ struct Entry {
     auth: String,
     username: String,
     password: String,
+    identitytoken: String,
 }
 
 /// The files in the order in which they are asked.
@@ -147,6 +151,9 @@ async fn find_in(
 }
 
 fn decode(entry: &Entry) -> Result<Option<Credentials>, String> {
+    if !entry.identitytoken.is_empty() {
+        return Ok(Some(Credentials::Identity(entry.identitytoken.clone())));
+    }
     if !entry.username.is_empty() {
         return Ok(Some(Credentials::Basic(
             entry.username.clone(),
@@ -205,9 +212,7 @@ async fn ask_helper(name: &str, registry: &str) -> Result<Option<Credentials>, S
     let secret: Secret = serde_json::from_slice(&output.stdout)
         .map_err(|_| format!("{program} answers with something else than credentials"))?;
     if secret.username == "<token>" {
-        return Err(format!(
-            "{program} has an identity token, which is not supported; log in with a password or an access token"
-        ));
+        return Ok(Some(Credentials::Identity(secret.secret)));
     }
     Ok(Some(Credentials::Basic(secret.username, secret.secret)))
 }
@@ -227,7 +232,7 @@ mod tests {
     async fn the_most_special_entry_wins() {
         // alice:secret, bob:word
         let text = r#"{"auths":{"localhost:5000":{"auth":"YWxpY2U6c2VjcmV0"},"localhost:5000/team":{"auth":"Ym9iOndvcmQ="},
-            "https://index.docker.io/v1/":{"username":"carol","password":"p"}}}"#;
+            "https://index.docker.io/v1/":{"username":"carol","password":"p"},"id.example":{"auth":"","identitytoken":"t"}}}"#;
         let basic = |user: &str, password: &str| Credentials::Basic(user.into(), password.into());
         assert_eq!(
             look(text, "localhost:5000", "x").await.unwrap(),
@@ -240,6 +245,10 @@ mod tests {
         assert_eq!(
             look(text, "docker.io", "library/x").await.unwrap(),
             basic("carol", "p")
+        );
+        assert_eq!(
+            look(text, "id.example", "x").await.unwrap(),
+            Credentials::Identity("t".into())
         );
         assert_eq!(
             look(text, "other", "x").await.unwrap(),

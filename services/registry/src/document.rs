@@ -32,6 +32,22 @@ pub struct Manifest {
     pub config: Descriptor,
     /// Lowest first.
     pub layers: Vec<Descriptor>,
+    /// What it is, when it is no image.
+    pub artifact_type: String,
+}
+
+impl Manifest {
+    /// Whether it can be run; else it is an artifact, whose layers are files of any kind.
+    pub fn is_image(&self) -> bool {
+        let config = self.config.media_type.as_str();
+        let known = [
+            "",
+            "application/octet-stream",
+            oci_distribution::manifest::IMAGE_CONFIG_MEDIA_TYPE,
+            oci_distribution::manifest::IMAGE_DOCKER_CONFIG_MEDIA_TYPE,
+        ];
+        self.artifact_type.is_empty() && known.contains(&config)
+    }
 }
 
 /// What a tag leads to.
@@ -48,6 +64,8 @@ pub enum Document {
 struct Json {
     #[serde(default)]
     schema_version: u32,
+    #[serde(default)]
+    artifact_type: String,
     config: Option<JsonDescriptor>,
     #[serde(default)]
     layers: Option<Vec<JsonDescriptor>>,
@@ -116,6 +134,7 @@ pub fn parse(bytes: &[u8]) -> Result<Document, String> {
     let manifest = Manifest {
         config: descriptor(config)?,
         layers: layers?,
+        artifact_type: json.artifact_type,
     };
     if manifest.config.size > MOST_CONFIG {
         return Err(format!(

@@ -45,6 +45,24 @@ pub enum Error {
         /// HTTP status.
         status: u16,
     },
+    /// A file that says where registries are is broken.
+    #[error("{}: {reason}", path.display())]
+    Hosts {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file forbids the registry.
+    #[error("{image}: {} blocks {prefix:?}", path.display())]
+    Blocked {
+        /// As users type it.
+        image: String,
+        /// The rule.
+        prefix: String,
+        /// Which file.
+        path: PathBuf,
+    },
     /// The credential files are no use.
     #[error("credentials for {registry}: {reason}")]
     Credentials {
@@ -95,6 +113,12 @@ pub enum Error {
         /// What there is.
         available: String,
     },
+    /// The store does not have what is to be pushed.
+    #[error("no such image here: {image}; see `ctl images`")]
+    NotHere {
+        /// As users type it.
+        image: String,
+    },
     /// A kind of image that cannot be run.
     #[error("{image}: {reason}")]
     Unsupported {
@@ -136,17 +160,38 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         matches!(self, Error::Away { .. } | Error::Stalled { .. })
     }
+
+    /// The same, with how often it was tried.
+    pub fn after(self, tries: u32) -> Self {
+        match self {
+            Error::Stalled {
+                image,
+                registry,
+                seconds,
+                ..
+            } => Error::Stalled {
+                image,
+                registry,
+                seconds,
+                attempts: tries,
+            },
+            other => other,
+        }
+    }
 }
 
 impl Classify for Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Error::Reference(_) => ErrorKind::InvalidArgument,
-            Error::NoImage { .. } | Error::NoPlatform { .. } => ErrorKind::NotFound,
+            Error::NoImage { .. } | Error::NoPlatform { .. } | Error::NotHere { .. } => {
+                ErrorKind::NotFound
+            }
             Error::Denied { status: 401, .. } | Error::Credentials { .. } => {
                 ErrorKind::Unauthenticated
             }
-            Error::Denied { .. } => ErrorKind::Denied,
+            Error::Denied { .. } | Error::Blocked { .. } => ErrorKind::Denied,
+            Error::Hosts { .. } => ErrorKind::WrongState,
             // Not `Unavailable`, which would make clients ask our own service again; it has tried enough.
             Error::Away { .. } => ErrorKind::WrongState,
             Error::Stalled { .. } => ErrorKind::TimedOut,

@@ -7,28 +7,40 @@
 //! Reconcilers: none; at start the leases of pulls that were cut off are dropped.
 //!
 //! ```text
+//! Push: name -> index, manifests -> blobs side by side: there? mount, else upload -> manifests -> tag
 //! Pull: tag -> (index ->) manifest -> config -> layers side by side: fetch -> store -> unpack -> name
 //! ```
 
 mod api;
+mod auth;
+mod clients;
 mod config;
 mod credentials;
 mod document;
 mod error;
 mod fetch;
+mod hosts;
 mod peers;
 mod progress;
 mod pull;
+mod push;
+mod query;
 mod remote;
+mod remotes;
 mod watch;
+
+use std::sync::Arc;
 
 use gantry_chassis::{Drain, Listener, Paths};
 
 pub use config::Config;
 pub use error::Error;
 
+use crate::clients::Clients;
 use crate::peers::Peers;
 use crate::pull::Puller;
+use crate::push::Pusher;
+use crate::query::Asker;
 
 /// Serves until the drain starts.
 ///
@@ -47,13 +59,14 @@ pub async fn run(
             tracing::info!(%fault, "the leases of earlier pulls end by themselves");
         }
     });
-    let puller = Puller::new(config, peers);
-    gantry_chassis::serve(
-        "registry",
-        listener,
-        api::routes(puller, drain.clone()),
-        &drain,
-    )
-    .await
-    .map_err(|error| Error::Serve(error.to_string()))
+    let clients = Arc::<Clients>::default();
+    let parts = api::Parts {
+        puller: Puller::new(config.clone(), peers.clone(), clients.clone()),
+        pusher: Pusher::new(config.clone(), peers, clients.clone()),
+        asker: Asker::new(config, clients),
+        drain: drain.clone(),
+    };
+    gantry_chassis::serve("registry", listener, api::routes(parts), &drain)
+        .await
+        .map_err(|error| Error::Serve(error.to_string()))
 }

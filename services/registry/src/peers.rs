@@ -2,6 +2,7 @@
 //!
 //! Invariant: every call is safe to repeat, so a peer that restarts is asked again for a while.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +52,14 @@ pub struct Peers {
     store: StoreClient<Channel>,
     snapshotter: SnapshotterClient<Channel>,
     drain: Drain,
+}
+
+fn descriptor(from: types::Descriptor) -> Option<Descriptor> {
+    Some(Descriptor {
+        digest: from.digest.parse().ok()?,
+        media_type: from.media_type,
+        size: u64::try_from(from.size).ok()?,
+    })
 }
 
 impl Peers {
@@ -199,11 +208,28 @@ impl Peers {
         Ok(reply.data)
     }
 
-    /// What a name points to now.
+    /// Where blobs are that the store has, by digest.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn target(&self, name: &str) -> Result<Option<String>, Fault> {
+    pub async fn paths(&self, digests: Vec<String>) -> Result<HashMap<String, PathBuf>, Fault> {
+        let request = store::StatBlobsRequest { digests };
+        let found = self
+            .store(request, |mut client, request| async move {
+                client.stat_blobs(request).await
+            })
+            .await?;
+        let blobs = found.blobs.into_iter();
+        Ok(blobs
+            .map(|blob| (blob.digest, PathBuf::from(blob.path)))
+            .collect())
+    }
+
+    /// What a name points to now, as it is to be fetched or sent.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn target_of(&self, name: &str) -> Result<Option<Descriptor>, Fault> {
         let request = store::GetImageRequest {
             name: name.to_owned(),
         };
@@ -213,10 +239,28 @@ impl Peers {
             })
             .await;
         match found {
-            Ok(image) => Ok(image.target.map(|target| target.digest)),
+            Ok(image) => Ok(image.target.and_then(descriptor)),
             Err(fault) if fault.kind == ErrorKind::NotFound => Ok(None),
             Err(fault) => Err(fault),
         }
+    }
+
+    /// Every name with what it points to.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn images(&self) -> Result<Vec<(String, Descriptor)>, Fault> {
+        let listed = self
+            .store(
+                store::ListImagesRequest {},
+                |mut client, request| async move { client.list_images(request).await },
+            )
+            .await?;
+        let images = listed.images.into_iter().filter_map(|summary| {
+            let image = summary.image?;
+            Some((image.name, image.target.and_then(descriptor)?))
+        });
+        Ok(images.collect())
     }
 
     /// Gives an image its name.

@@ -14,8 +14,10 @@ pub enum Phase {
     Waiting = 0,
     /// It was there.
     Exists = 1,
-    /// Bytes come.
-    Downloading = 2,
+    /// Bytes come, or go.
+    Moving = 2,
+    /// Taken over from another repository of the registry.
+    Mounted = 3,
     /// It is being unpacked.
     Unpacking = 4,
     /// Done.
@@ -32,6 +34,8 @@ pub struct Line {
     /// Bytes that are there; shared with the download.
     count: std::sync::Mutex<Arc<AtomicU64>>,
     phase: AtomicU8,
+    /// Repository that it was taken over from.
+    source: std::sync::OnceLock<String>,
 }
 
 impl Line {
@@ -42,6 +46,7 @@ impl Line {
             total,
             count: std::sync::Mutex::default(),
             phase: AtomicU8::new(Phase::Waiting as u8),
+            source: std::sync::OnceLock::new(),
         })
     }
 
@@ -51,7 +56,7 @@ impl Line {
             .count
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = count;
-        self.enter(Phase::Downloading);
+        self.enter(Phase::Moving);
     }
 
     /// Goes into a phase.
@@ -59,7 +64,17 @@ impl Line {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Phase (as on the wire) and bytes.
+    /// Was taken over from another repository.
+    pub fn came_from(&self, repository: String) {
+        let _ = self.source.set(repository);
+    }
+
+    /// That repository; empty when it was not.
+    pub fn source(&self) -> String {
+        self.source.get().cloned().unwrap_or_default()
+    }
+
+    /// Phase and bytes.
     pub fn look(&self) -> (u8, u64) {
         let phase = self.phase.load(Ordering::Relaxed);
         let counted = self
@@ -67,7 +82,7 @@ impl Line {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .load(Ordering::Relaxed);
-        let whole = [Phase::Exists, Phase::Unpacking, Phase::Done]
+        let whole = [Phase::Exists, Phase::Mounted, Phase::Unpacking, Phase::Done]
             .iter()
             .any(|done| *done as u8 == phase);
         (

@@ -1,28 +1,39 @@
-//! One repository of one registry over HTTP: documents, blobs from an offset on.
+//! One way to one repository over HTTP: documents, blobs from an offset on, requests of a push.
 //!
 //! Invariants: a document's size is bounded before it is read; authentication is asked for only when the registry wants it; who
 //! redirects elsewhere never gets our credentials there (the HTTP client drops them on another host); at most ten redirects.
-//! Source: OCI distribution specification v1.1, "Pull". Tokens are obtained by oci-client.
+//! Source: OCI distribution specification v1.1. Media types and error bodies are oci-client's.
 
+use std::future::Future;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci_distribution::client::{Client, ClientConfig, ClientProtocol};
-use oci_distribution::secrets::RegistryAuth;
-use oci_distribution::{Reference as OciReference, RegistryOperation};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RANGE};
-use reqwest::{Response, StatusCode};
+use oci_distribution::errors::OciEnvelope;
+use oci_distribution::manifest;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, RANGE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
-use gantry_types::{Digest, Reference};
+use gantry_types::Digest;
 
+use crate::auth::{Asker, Refusal};
 use crate::credentials::Credentials;
 use crate::error::Error;
+use crate::hosts::Endpoint;
 
 /// Largest manifest or index, bytes (distribution specification: registries should accept at least this).
 pub const MOST_DOCUMENT: usize = 4 << 20;
-const CONNECT: Duration = Duration::from_secs(15);
-const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// Largest error body that is read, bytes.
+const MOST_COMPLAINT: usize = 64 << 10;
+/// What we understand; the last is for artifacts whose index has a type of its own.
+const ACCEPTED: [&str; 5] = [
+    manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
+    manifest::OCI_IMAGE_MEDIA_TYPE,
+    manifest::IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+    manifest::IMAGE_MANIFEST_MEDIA_TYPE,
+    "*/*",
+];
 
 /// A manifest or index as it came.
 #[derive(Debug, Clone)]
@@ -31,6 +42,8 @@ pub struct Document {
     pub bytes: Bytes,
     /// What the registry calls it.
     pub media_type: String,
+    /// It is a page of a list, and there is another.
+    pub next: bool,
 }
 
 /// A blob that is about to come.
@@ -40,6 +53,8 @@ pub struct Download {
     pub response: Response,
     /// Where they begin: the offset that was asked for, or 0 when the registry knows no ranges.
     pub offset: u64,
+    /// The registry kept to the range.
+    pub partial: bool,
     /// How many the registry says will come.
     pub length: Option<u64>,
 }
@@ -47,82 +62,100 @@ pub struct Download {
 /// A client for one repository.
 pub struct Remote {
     http: reqwest::Client,
-    protocol: ClientProtocol,
-    scheme: &'static str,
-    host: String,
-    reference: Reference,
+    endpoint: Endpoint,
     image: String,
     credentials: Credentials,
-    authorization: tokio::sync::Mutex<Option<String>>,
+    /// What we want to do there, and the header that the registry accepts for it.
+    access: Mutex<Access>,
     stall: Duration,
 }
 
-/// The HTTP client that pulls share. One for registries without TLS needs no certificates, which a small host may lack.
-///
-/// # Errors
-/// When TLS cannot be set up.
-pub fn http(plain: bool) -> Result<reqwest::Client, Error> {
-    let mut builder = reqwest::Client::builder();
-    if plain {
-        builder = builder.tls_certs_only(Vec::new());
-    }
-    builder
-        .connect_timeout(CONNECT)
-        .user_agent(concat!("gantry/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::limited(10))
-        .build()
-        .map_err(|error| Error::Client(chain(&error)))
+#[derive(Default)]
+struct Access {
+    scopes: Vec<String>,
+    header: Option<String>,
 }
 
 /// The causes of an error on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
         source = cause.source();
     }
     text
 }
 
 impl Remote {
-    /// A client for the repository of a reference.
+    /// A client; `actions` are "pull" or "pull,push", `image` is what messages call the image.
     pub fn new(
         http: reqwest::Client,
-        reference: &Reference,
-        plain_http: bool,
+        endpoint: Endpoint,
+        image: &str,
+        actions: &str,
         credentials: Credentials,
         stall: Duration,
     ) -> Self {
-        let host = match reference.registry() {
-            "docker.io" => "registry-1.docker.io".to_owned(),
-            other => other.to_owned(),
-        };
-        let protocol = if plain_http {
-            ClientProtocol::Http
-        } else {
-            ClientProtocol::Https
-        };
+        let scopes = vec![format!("repository:{}:{actions}", endpoint.repository)];
         Self {
             http,
-            protocol,
-            scheme: if plain_http { "http" } else { "https" },
-            host,
-            image: reference.familiar(),
-            reference: reference.clone(),
+            image: image.to_owned(),
             credentials,
-            authorization: tokio::sync::Mutex::default(),
+            access: Mutex::new(Access {
+                scopes,
+                header: None,
+            }),
+            endpoint,
             stall,
         }
     }
 
-    /// The registry as users know it.
-    pub fn registry(&self) -> &str {
-        self.reference.registry()
+    /// A client that only asks whether its credentials are taken.
+    pub fn for_login(
+        http: reqwest::Client,
+        endpoint: Endpoint,
+        registry: &str,
+        credentials: Credentials,
+        stall: Duration,
+    ) -> Self {
+        let remote = Self::new(http, endpoint, registry, "", credentials, stall);
+        remote.access().scopes.clear();
+        remote
     }
 
-    fn away(&self, reason: impl Into<String>) -> Error {
+    /// The registry as users know it.
+    pub fn registry(&self) -> &str {
+        &self.endpoint.registry
+    }
+
+    /// How it is reached.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Also wants to read another repository of the registry, for a mount.
+    pub fn also_reads(&self, repository: &str) {
+        let mut access = self.access();
+        let scope = format!("repository:{repository}:pull");
+        if !access.scopes.contains(&scope) {
+            access.scopes.push(scope);
+            access.header = None;
+        }
+    }
+
+    fn access(&self) -> std::sync::MutexGuard<'_, Access> {
+        self.access
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// An error of the registry that another try may not have.
+    pub fn away(&self, reason: impl Into<String>) -> Error {
         Error::Away {
             image: self.image.clone(),
             registry: self.registry().to_owned(),
@@ -130,7 +163,8 @@ impl Remote {
         }
     }
 
-    fn wrong(&self, what: impl Into<String>, reason: impl Into<String>) -> Error {
+    /// An error of what the registry sends.
+    pub fn wrong(&self, what: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Wrong {
             image: self.image.clone(),
             what: what.into(),
@@ -138,7 +172,8 @@ impl Remote {
         }
     }
 
-    fn stalled(&self) -> Error {
+    /// The registry said nothing for too long.
+    pub fn stalled(&self) -> Error {
         Error::Stalled {
             image: self.image.clone(),
             registry: self.registry().to_owned(),
@@ -147,99 +182,183 @@ impl Remote {
         }
     }
 
-    /// The header for the next try, after the registry said 401.
-    async fn authorize(&self) -> Result<String, Error> {
-        let denied = |status| Error::Denied {
-            image: self.image.clone(),
-            registry: self.registry().to_owned(),
-            status,
-        };
-        let auth = match &self.credentials {
-            Credentials::Anonymous => RegistryAuth::Anonymous,
-            Credentials::Basic(user, password) => {
-                RegistryAuth::Basic(user.clone(), password.clone())
+    /// The error for a status that is none of those expected.
+    pub async fn refused(&self, what: &str, mut response: Response) -> Error {
+        let status = response.status().as_u16();
+        let mut body = Vec::new();
+        while let Ok(Some(piece)) = self.piece(&mut response).await {
+            if body.len() + piece.len() > MOST_COMPLAINT {
+                break;
             }
-        };
-        let text = format!("{}/{}", self.host, self.reference.repository());
-        let reference: OciReference = text
-            .parse()
-            .map_err(|error| self.away(format!("{text}: {error}")))?;
-        // Made when it is needed only: it loads the host's certificates.
-        let oci = Client::new(ClientConfig {
-            protocol: self.protocol.clone(),
-            connect_timeout: Some(CONNECT),
-            read_timeout: Some(self.stall),
-            ..ClientConfig::default()
-        });
-        let token = oci
-            .auth(&reference, &auth, RegistryOperation::Pull)
-            .await
-            .map_err(|error| {
-                tracing::debug!(registry = self.registry(), %error, "no token");
-                denied(401)
-            })?;
-        match (token, &self.credentials) {
-            (Some(token), _) => Ok(format!("Bearer {token}")),
-            (None, Credentials::Basic(user, password)) => {
-                use base64::Engine as _;
-                let pair = format!("{user}:{password}");
-                let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
-                Ok(format!("Basic {encoded}"))
-            }
-            (None, Credentials::Anonymous) => Err(denied(401)),
+            body.extend_from_slice(&piece);
+        }
+        let said = serde_json::from_slice::<OciEnvelope>(&body)
+            .ok()
+            .and_then(|envelope| envelope.errors.into_iter().next())
+            .map(|error| format!(": {:?}: {}", error.code, error.message))
+            .unwrap_or_default();
+        match status {
+            404 => Error::NoImage {
+                image: self.image.clone(),
+                registry: self.registry().to_owned(),
+                what: what.to_owned(),
+            },
+            401 | 403 => Error::Denied {
+                image: self.image.clone(),
+                registry: self.registry().to_owned(),
+                status,
+            },
+            408 | 429 | 500..=599 => self.away(format!("{what}: HTTP status {status}{said}")),
+            _ => self.wrong(what, format!("HTTP status {status}{said}")),
         }
     }
 
-    /// Sends a request, with a token when one is wanted.
-    async fn get(&self, path: &str, what: &str, range_from: u64) -> Result<Response, Error> {
-        let url = format!(
-            "{}://{}/v2/{}/{path}",
-            self.scheme,
-            self.host,
-            self.reference.repository()
-        );
+    async fn authorize(&self, challenged: &Response) -> Result<String, Error> {
+        let scopes = self.access().scopes.clone();
+        let asker = Asker {
+            http: &self.http,
+            plain: self.endpoint.tls.is_none(),
+            credentials: &self.credentials,
+            scopes: &scopes,
+            stall: self.stall,
+        };
+        match asker.answer(challenged.headers()).await {
+            Ok(header) => Ok(header),
+            Err(Refusal::Denied) => Err(Error::Denied {
+                image: self.image.clone(),
+                registry: self.registry().to_owned(),
+                status: 401,
+            }),
+            Err(Refusal::Server(reason)) => Err(self.away(reason)),
+        }
+    }
+
+    /// The address of something of the repository: `blobs/sha256:...`.
+    pub fn url(&self, path: &str) -> String {
+        let base = format!("{}/{}/{path}", self.endpoint.base, self.endpoint.repository);
+        match &self.endpoint.namespace {
+            Some(namespace) => {
+                let join = if path.contains('?') { '&' } else { '?' };
+                format!("{base}{join}ns={namespace}")
+            }
+            None => base,
+        }
+    }
+
+    /// Sends a request, and once more with a token when one is wanted. `dress` adds headers and body, each time anew.
+    ///
+    /// # Errors
+    /// When the registry is away or refuses credentials; every other status is the caller's.
+    pub async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        what: &str,
+        dress: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Error> {
+        self.send_watched(method, url, what, &AtomicU64::new(0), dress)
+            .await
+    }
+
+    /// The same with a long body: it stalls only when the count of bytes that have moved stands still.
+    ///
+    /// # Errors
+    /// As [`Remote::send`].
+    pub async fn send_watched(
+        &self,
+        method: Method,
+        url: &str,
+        what: &str,
+        moved: &AtomicU64,
+        dress: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Error> {
         let mut authorized = false;
         loop {
-            let header = self.authorization.lock().await.clone();
-            let mut request = self.http.get(&url).header(ACCEPT, ACCEPTED);
-            if let Some(header) = &header {
+            let mut request = self.http.request(method.clone(), url);
+            for (name, value) in &self.endpoint.headers {
+                request = request.header(name, value);
+            }
+            if let Some(header) = &self.access().header {
                 request = request.header(AUTHORIZATION, header);
             }
-            if range_from > 0 {
-                request = request.header(RANGE, format!("bytes={range_from}-"));
-            }
-            let response = tokio::time::timeout(self.stall, request.send())
-                .await
-                .map_err(|_| self.stalled())?
-                .map_err(|error| {
-                    if error.is_redirect() {
-                        self.wrong(what, "the registry redirects in a circle")
-                    } else {
-                        self.away(chain(&error.without_url()))
-                    }
-                })?;
-            let status = response.status();
-            if status == StatusCode::UNAUTHORIZED && !authorized {
+            let sending = dress(request).send();
+            let response = self.watched(sending, moved).await?.map_err(|error| {
+                if error.is_redirect() {
+                    self.wrong(what, "the registry redirects in a circle")
+                } else {
+                    self.away(chain(&error.without_url()))
+                }
+            })?;
+            if response.status() == StatusCode::UNAUTHORIZED && !authorized {
                 authorized = true;
-                let fresh = self.authorize().await?;
-                *self.authorization.lock().await = Some(fresh);
+                let fresh = self.authorize(&response).await?;
+                self.access().header = Some(fresh);
                 continue;
             }
-            return match status.as_u16() {
-                200 | 206 => Ok(response),
-                404 => Err(Error::NoImage {
-                    image: self.image.clone(),
-                    registry: self.registry().to_owned(),
-                    what: what.to_owned(),
-                }),
-                status @ (401 | 403) => Err(Error::Denied {
-                    image: self.image.clone(),
-                    registry: self.registry().to_owned(),
-                    status,
-                }),
-                429 | 500..=599 => Err(self.away(format!("{what}: HTTP status {status}"))),
-                _ => Err(self.wrong(what, format!("HTTP status {status}"))),
-            };
+            return Ok(response);
+        }
+    }
+
+    async fn watched<T>(
+        &self,
+        work: impl Future<Output = T>,
+        moved: &AtomicU64,
+    ) -> Result<T, Error> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = moved.load(Ordering::Relaxed);
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(self.stall) => {
+                    if moved.load(Ordering::Relaxed) == before {
+                        return Err(self.stalled());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn get(&self, path: &str, what: &str, range: Option<&str>) -> Result<Response, Error> {
+        let response = self
+            .send(Method::GET, &self.url(path), what, |mut request| {
+                for accepted in ACCEPTED {
+                    request = request.header(ACCEPT, accepted);
+                }
+                match range {
+                    Some(range) => request.header(RANGE, range),
+                    None => request,
+                }
+            })
+            .await?;
+        match response.status().as_u16() {
+            200 | 206 => Ok(response),
+            _ => Err(self.refused(what, response).await),
+        }
+    }
+
+    /// Whether the repository has a manifest or blob: `manifests/TAG`, `blobs/DIGEST`; with the digest that the registry names.
+    ///
+    /// # Errors
+    /// As [`Remote::send`].
+    pub async fn head(&self, path: &str, what: &str) -> Result<Option<Option<String>>, Error> {
+        let response = self
+            .send(Method::HEAD, &self.url(path), what, |mut request| {
+                for accepted in ACCEPTED {
+                    request = request.header(ACCEPT, accepted);
+                }
+                request
+            })
+            .await?;
+        match response.status().as_u16() {
+            200..=299 => Ok(Some(
+                response
+                    .headers()
+                    .get("docker-content-digest")
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned),
+            )),
+            404 => Ok(None),
+            _ => Err(self.refused(what, response).await),
         }
     }
 
@@ -255,18 +374,15 @@ impl Remote {
         }
     }
 
-    /// A manifest or index by tag or digest.
+    /// A document at a path of the repository, bounded.
     ///
     /// # Errors
     /// When there is none, or it is too large.
-    pub async fn document(&self, reference: &str) -> Result<Document, Error> {
-        let what = format!("manifest {reference}");
-        let mut response = self
-            .get(&format!("manifests/{reference}"), &what, 0)
-            .await?;
+    pub async fn read_document(&self, path: &str, what: &str) -> Result<Document, Error> {
+        let mut response = self.get(path, what, None).await?;
         let too_large = || {
             self.wrong(
-                &what,
+                what,
                 format!("it is larger than {} MiB", MOST_DOCUMENT >> 20),
             )
         };
@@ -284,6 +400,12 @@ impl Remote {
             .unwrap_or_default()
             .trim()
             .to_owned();
+        let next = crate::query::has_next(
+            response
+                .headers()
+                .get(LINK)
+                .and_then(|value| value.to_str().ok()),
+        );
         let mut bytes = Vec::new();
         while let Some(piece) = self.piece(&mut response).await? {
             bytes.extend_from_slice(&piece);
@@ -294,16 +416,28 @@ impl Remote {
         Ok(Document {
             bytes: bytes.into(),
             media_type,
+            next,
         })
     }
 
-    /// A blob from an offset on.
+    /// A blob from an offset on, to its end or, when `until` says so, before a later offset.
     ///
     /// # Errors
     /// When there is none, or the registry breaks its word about the range.
-    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Download, Error> {
+    pub async fn blob(
+        &self,
+        digest: &Digest,
+        from: u64,
+        until: Option<u64>,
+    ) -> Result<Download, Error> {
         let what = format!("layer {digest}");
-        let response = self.get(&format!("blobs/{digest}"), &what, from).await?;
+        let range = match until {
+            Some(until) => Some(format!("bytes={from}-{}", until.saturating_sub(1))),
+            None => (from > 0).then(|| format!("bytes={from}-")),
+        };
+        let response = self
+            .get(&format!("blobs/{digest}"), &what, range.as_deref())
+            .await?;
         let offset = if response.status() == StatusCode::PARTIAL_CONTENT {
             let begins = response
                 .headers()
@@ -326,6 +460,7 @@ impl Remote {
         };
         Ok(Download {
             offset,
+            partial: response.status() == StatusCode::PARTIAL_CONTENT,
             length: response.content_length(),
             response,
         })

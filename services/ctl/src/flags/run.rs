@@ -187,8 +187,8 @@ pub struct RunFlags {
     /// Control group namespace: private or host
     #[arg(long, value_name = "MODE")]
     pub cgroupns: Option<String>,
-    /// When to ask the registry: always, missing, never
-    #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = ["always", "missing", "never"])]
+    /// When to ask the registry: always, missing, newer (always, if it can be asked), never
+    #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = ["always", "missing", "newer", "never"])]
     pub pull: String,
     /// Platform of the image, such as linux/arm64
     #[arg(long, value_name = "PLATFORM")]

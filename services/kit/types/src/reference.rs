@@ -102,9 +102,14 @@ impl Reference {
 
     /// Whether the registry is on this machine, so that plain http is expected.
     pub fn is_loopback(&self) -> bool {
-        let host = match self.registry.rsplit_once(':') {
+        Self::is_loopback_host(&self.registry)
+    }
+
+    /// The same for a registry's host and optional port.
+    pub fn is_loopback_host(registry: &str) -> bool {
+        let host = match registry.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => &self.registry,
+            _ => registry,
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost"

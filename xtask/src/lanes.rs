@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 10] = [
 ];
 
 /// The test programs of the end-to-end lane.
-const E2E: [&str; 9] = [
+const E2E: [&str; 10] = [
     "smoke",
     "streams",
     "life",
@@ -53,6 +53,7 @@ const E2E: [&str; 9] = [
     "network",
     "volume",
     "push",
+    "archive",
     "isolation",
     "hostile",
 ];

@@ -1,4 +1,4 @@
-//! Commands on images: `pull`, `images`, `rmi`, `tag`.
+//! Commands on images: `pull`, `images`, `rmi`, `tag`, `image prune`.
 //!
 //! Invariant: names are shown as users type them, and understood in either form.
 
@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use crate::container::each;
 use crate::error::{Error, Result};
+use crate::filter;
 use crate::flags::misc::platform;
+use crate::history;
 use crate::output::text::{self, short_id};
 use crate::output::{self, Row, print};
 use crate::peers::Engine;
@@ -25,6 +27,14 @@ use crate::progress;
 pub fn familiar(name: &str) -> String {
     name.parse::<Reference>()
         .map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}
+
+/// Repository of images that have no name of their own.
+const DANGLING: &str = "localhost/dangling@";
+
+/// Whether a stored name only keeps an image that has none.
+pub fn is_dangling(name: &str) -> bool {
+    name.starts_with(DANGLING)
 }
 
 /// Fetch images from registries
@@ -123,9 +133,15 @@ pub struct Images {
     /// Show digests
     #[arg(long)]
     digests: bool,
-    /// reference=PATTERN
+    /// reference=PATTERN, dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, digest=DIGEST
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
+    /// Show what each image is made of: platforms and layers
+    #[arg(long, conflicts_with_all = ["quiet", "format"])]
+    tree: bool,
+    /// Accepted for docker's sake: all images are shown
+    #[arg(short, long)]
+    all: bool,
     /// json, a template, or `table TEMPLATE`
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
@@ -133,23 +149,11 @@ pub struct Images {
     repository: Option<String>,
 }
 
-/// Whether a name fits a pattern with `*` (which stops at a slash).
-fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
-            (0..=rest.len())
-                .filter(|at| rest.is_char_boundary(*at))
-                .take_while(|at| !rest[..*at].contains('/'))
-                .any(|at| fits(after, &rest[at..]))
-        }),
-    }
-}
-
 fn row(summary: &ImageSummary, whole: bool) -> Row {
     let image = summary.image.clone().unwrap_or_default();
     let reference = image.name.parse::<Reference>().ok();
     let (repository, tag) = match &reference {
+        Some(_) if is_dangling(&image.name) => ("<none>".into(), "<none>".into()),
         Some(reference) => {
             let familiar = reference.familiar();
             let tag = reference.tag().unwrap_or("<none>").to_owned();
@@ -183,7 +187,11 @@ fn row(summary: &ImageSummary, whole: bool) -> Row {
     }
 }
 
-async fn all(engine: &Engine) -> Result<Vec<ImageSummary>> {
+/// Every name in the store.
+///
+/// # Errors
+/// What the engine says.
+pub async fn all(engine: &Engine) -> Result<Vec<ImageSummary>> {
     let listed = engine
         .call(|| {
             let mut client = engine.store();
@@ -218,45 +226,30 @@ pub async fn tags_of(engine: &Engine, repository: &str) -> Result<Vec<String>> {
 }
 
 impl Images {
-    fn wanted(&self, name: &str) -> Result<bool> {
-        let familiar = familiar(name);
-        let bare = familiar.split(['@']).next().unwrap_or_default();
-        let repository =
-            bare.rsplit_once(':').map_or(
-                bare,
-                |(repository, tag)| {
-                    if tag.contains('/') { bare } else { repository }
-                },
-            );
-        let matches = |pattern: &str| fits(pattern, bare) || fits(pattern, repository);
-        for filter in &self.filter {
-            match filter.split_once('=') {
-                Some(("reference", pattern)) if !matches(pattern) => return Ok(false),
-                Some(("reference" | "dangling", _)) => {}
-                _ => {
-                    return Err(Error::Usage(crate::flags::bad(
-                        "--filter",
-                        filter,
-                        "write reference=PATTERN",
-                    )));
-                }
-            }
-        }
-        Ok(self.repository.as_deref().is_none_or(matches))
-    }
-
     /// Lists them.
     ///
     /// # Errors
     /// What the engine says.
     pub async fn go(self, engine: &Engine) -> Result<ExitCode> {
-        let mut rows = Vec::new();
-        for summary in all(engine).await? {
-            let name = summary.image.as_ref().map(|image| image.name.clone());
-            if self.wanted(&name.unwrap_or_default())? {
-                rows.push(row(&summary, self.no_trunc));
+        let summaries = all(engine).await?;
+        let mut filters = filter::parse(&self.filter, &summaries)?;
+        filters.extend(self.repository.clone().map(filter::Filter::Reference));
+        let kept: Vec<&ImageSummary> = summaries
+            .iter()
+            .filter(|summary| filters.iter().all(|filter| filter.keeps(summary)))
+            .collect();
+        if self.tree {
+            for summary in kept {
+                let name = summary.image.clone().unwrap_or_default().name;
+                let tree = history::describe(engine, &name).await?;
+                print(&history::tree(&familiar(&name), &tree))?;
             }
+            return Ok(ExitCode::SUCCESS);
         }
+        let rows: Vec<Row> = kept
+            .into_iter()
+            .map(|summary| row(summary, self.no_trunc))
+            .collect();
         if self.quiet && self.format.is_none() {
             let mut ids: Vec<&str> = rows.iter().filter_map(|row| row["ID"].as_str()).collect();
             ids.dedup();
@@ -330,16 +323,12 @@ impl Rmi {
         }
         for summary in found {
             let stored = summary.image.clone().unwrap_or_default().name;
-            engine
-                .call(|| {
-                    let mut client = engine.store();
-                    let request = DeleteImageRequest {
-                        name: stored.clone(),
-                    };
-                    async move { client.delete_image(request).await }
-                })
-                .await?;
-            print(&format!("Untagged: {}\n", familiar(&stored)))?;
+            delete(engine, &stored).await?;
+            if is_dangling(&stored) {
+                print(&format!("Deleted: {}\n", summary.id))?;
+            } else {
+                print(&format!("Untagged: {}\n", familiar(&stored)))?;
+            }
         }
         Ok(())
     }
@@ -405,20 +394,83 @@ impl Tag {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Remove images that nobody uses
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:\n  ctl image prune -f\n  ctl image prune -a --filter until=240h")]
+pub struct Prune {
+    /// Not only those without a name: all that no container uses
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// until=TIME or AGE (24h), label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+}
 
-    #[test]
-    fn patterns_stop_at_slashes() {
-        for (pattern, name, yes) in [
-            ("deb*", "debian", true),
-            ("deb*", "debian/x", false),
-            ("*/app", "team/app", true),
-            ("a*c*", "abcd", true),
-            ("x", "y", false),
-        ] {
-            assert_eq!(fits(pattern, name), yes, "{pattern} {name}");
+impl Prune {
+    /// Removes them, and what nobody needs any more.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn go(self, engine: &Engine) -> Result<ExitCode> {
+        let question = if self.all {
+            "This removes all images that no container uses"
+        } else {
+            "This removes all images without a name"
+        };
+        if !self.force && !crate::tty::confirmed(question)? {
+            return Ok(ExitCode::SUCCESS);
         }
+        let summaries = all(engine).await?;
+        let filters = filter::parse(&self.filter, &summaries)?;
+        let listed = engine
+            .call(|| {
+                let mut client = engine.runtime();
+                let request = ListRequest {
+                    all: true,
+                    filters: Vec::new(),
+                };
+                async move { client.list(request).await }
+            })
+            .await?;
+        let mut removed = Vec::new();
+        for summary in &summaries {
+            let name = summary.image.clone().unwrap_or_default().name;
+            let used = listed
+                .containers
+                .iter()
+                .any(|container| !summary.id.is_empty() && container.image_id == summary.id);
+            let wanted = (self.all || is_dangling(&name)) && !used;
+            if !wanted || !filters.iter().all(|filter| filter.keeps(summary)) {
+                continue;
+            }
+            delete(engine, &name).await?;
+            removed.push(if is_dangling(&name) {
+                format!("deleted: {}", summary.id)
+            } else {
+                format!("untagged: {}", familiar(&name))
+            });
+        }
+        let bytes = crate::space::reclaim(engine).await?;
+        if !removed.is_empty() {
+            print(&format!("Deleted Images:\n{}\n\n", removed.join("\n")))?;
+        }
+        print(&format!("Total reclaimed space: {}\n", text::size(bytes)))?;
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn delete(engine: &Engine, stored: &str) -> Result<()> {
+    engine
+        .call(|| {
+            let mut client = engine.store();
+            let request = DeleteImageRequest {
+                name: stored.to_owned(),
+            };
+            async move { client.delete_image(request).await }
+        })
+        .await
+        .map(drop)
 }

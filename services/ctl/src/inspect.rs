@@ -180,7 +180,7 @@ pub fn container(container: &Container) -> Value {
     })
 }
 
-fn image(image: &ResolvedImage, tags: &[String]) -> Value {
+fn image(image: &ResolvedImage, tags: &[String], digests: &[String]) -> Value {
     let config: Value = serde_json::from_slice(&image.config_json).unwrap_or_default();
     let layers: Vec<&String> = image.layers.iter().map(|layer| &layer.diff_id).collect();
     let size: i64 = image
@@ -192,7 +192,7 @@ fn image(image: &ResolvedImage, tags: &[String]) -> Value {
     json!({
         "Id": image.config.clone().unwrap_or_default().digest,
         "RepoTags": tags,
-        "RepoDigests": [image.target.clone().unwrap_or_default().digest],
+        "RepoDigests": digests,
         "Created": config["created"],
         "Author": config["author"],
         "Config": config["config"],
@@ -273,13 +273,21 @@ async fn find_image(engine: &Engine, name: &str) -> Result<Value> {
             async move { client.list_images(ListImagesRequest {}).await }
         })
         .await?;
-    let tags: Vec<String> = listed
-        .images
-        .into_iter()
-        .filter(|summary| summary.id == id)
-        .filter_map(|summary| Some(crate::image::familiar(&summary.image?.name)))
-        .collect();
-    Ok(image(&found, &tags))
+    let (mut tags, mut digests) = (Vec::new(), Vec::new());
+    for summary in listed.images.into_iter().filter(|summary| summary.id == id) {
+        let image = summary.image.unwrap_or_default();
+        if crate::image::is_dangling(&image.name) {
+            continue;
+        }
+        let name = crate::image::familiar(&image.name);
+        let digest = image.target.unwrap_or_default().digest;
+        digests.push(crate::remote::pinned(&name, &digest));
+        if !name.contains('@') {
+            tags.push(name);
+        }
+    }
+    digests.dedup();
+    Ok(image(&found, &tags, &digests))
 }
 
 async fn find_network(engine: &Engine, name: &str) -> Result<Value> {

@@ -3,10 +3,13 @@
 //! Invariants: one task scheduler on one thread, started late, since most commands are shorter than a blink; results go to
 //! standard output, everything else to standard error; nothing here decides what the engine should.
 
+mod archive;
 mod container;
 mod error;
 mod exec;
+mod filter;
 mod flags;
+mod history;
 mod image;
 mod inspect;
 mod login;
@@ -17,6 +20,7 @@ mod peers;
 mod progress;
 mod remote;
 mod run;
+mod space;
 mod stream;
 mod system;
 mod tty;
@@ -75,6 +79,10 @@ enum Command {
     Push(remote::Push),
     Login(login::Login),
     Logout(login::Logout),
+    Save(archive::Save),
+    Load(archive::Load),
+    History(history::History),
+    Gc(space::Gc),
     Images(image::Images),
     Rmi(image::Rmi),
     Tag(image::Tag),
@@ -131,6 +139,10 @@ enum Image {
     #[command(visible_alias = "remove")]
     Rm(image::Rmi),
     Tag(image::Tag),
+    Save(archive::Save),
+    Load(archive::Load),
+    History(history::History),
+    Prune(image::Prune),
     Inspect(inspect::Inspect),
 }
 
@@ -160,6 +172,10 @@ impl Image {
         let command = match self {
             Image::Tags(it) => return it.go(engine).await,
             Image::Referrers(it) => return it.go(engine).await,
+            Image::Prune(it) => return it.go(engine).await,
+            Image::Save(it) => Command::Save(it),
+            Image::Load(it) => Command::Load(it),
+            Image::History(it) => Command::History(it),
             Image::Pull(it) => Command::Pull(it),
             Image::Push(it) => Command::Push(it),
             Image::Ls(it) => Command::Images(it),
@@ -194,6 +210,10 @@ impl Command {
             Command::Attach(it) => it.go(engine).await,
             Command::Top(it) => it.go(engine).await,
             Command::Pull(it) => it.go(engine).await,
+            Command::Save(it) => it.go(engine).await,
+            Command::Load(it) => it.go(engine).await,
+            Command::History(it) => it.go(engine).await,
+            Command::Gc(it) => it.go(engine).await,
             Command::Push(it) => it.go(engine).await,
             Command::Login(it) => it.go(engine).await,
             Command::Logout(it) => it.go(),

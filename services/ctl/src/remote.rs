@@ -82,7 +82,7 @@ impl Push {
 }
 
 /// A name by its digest instead of its tag.
-fn pinned(name: &str, digest: &str) -> String {
+pub fn pinned(name: &str, digest: &str) -> String {
     let bare = name.split('@').next().unwrap_or(name);
     let repository = match bare.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => repository,

@@ -64,3 +64,22 @@ pub fn size() -> Option<TerminalSize> {
 pub fn is_input() -> bool {
     std::io::stdin().is_terminal()
 }
+
+/// Asks a person; without a terminal there is nobody to ask.
+///
+/// # Errors
+/// When standard input is no terminal or cannot be read.
+pub fn confirmed(question: &str) -> crate::error::Result<bool> {
+    use crate::error::Error;
+    if !is_input() {
+        return Err(Error::Usage(format!(
+            "{question}; standard input is no terminal to ask at: give --force"
+        )));
+    }
+    eprint!("{question}. Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(Error::io("read standard input"))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

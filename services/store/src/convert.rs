@@ -9,6 +9,7 @@ use crate::index::Blob;
 use crate::manifest::Descriptor;
 use crate::resolve::{Facts, Resolved, Summary};
 use crate::schema::ImageRecord;
+use crate::tree::Member;
 
 pub(crate) fn digest(text: &str) -> Result<Option<Digest>, Error> {
     if text.is_empty() {
@@ -45,6 +46,29 @@ pub(crate) fn to_descriptor(plain: &Descriptor) -> types::Descriptor {
         size: plain.size,
         platform: plain.platform.clone().map(Into::into),
         ..types::Descriptor::default()
+    }
+}
+
+pub(crate) fn to_member(plain: Member) -> pb::ImageMember {
+    pb::ImageMember {
+        descriptor: Some(to_descriptor(&plain.at)),
+        parent: plain
+            .parent
+            .map_or(String::new(), |digest| digest.to_string()),
+        index: plain.index,
+        attestation: plain.attestation,
+        held: plain.held,
+        artifact_type: plain.artifact_type,
+        config: plain.config.as_ref().map(to_descriptor),
+        layers: plain
+            .layers
+            .iter()
+            .map(|(layer, id)| pb::Layer {
+                blob: Some(to_descriptor(layer)),
+                diff_id: id.as_ref().map_or(String::new(), ToString::to_string),
+            })
+            .collect(),
+        held_bytes: i64::try_from(plain.held_bytes).unwrap_or(i64::MAX),
     }
 }
 
@@ -90,6 +114,7 @@ pub(crate) fn to_summary(summary: Summary) -> pb::ImageSummary {
             layers,
             platform,
             created,
+            labels,
             ..
         } = &*resolved.facts
     {
@@ -99,6 +124,7 @@ pub(crate) fn to_summary(summary: Summary) -> pb::ImageSummary {
             + config.size
             + resolved.manifest.size;
         wire.platform = Some(platform.clone().into());
+        wire.config_labels.clone_from(labels);
         wire.built_at = created.as_ref().and_then(|text| text.parse().ok());
     }
     wire

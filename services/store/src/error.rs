@@ -72,6 +72,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// An archive is not what it should be.
+    #[error("archive, entry {entry:?}: {reason}")]
+    Archive {
+        /// Its path in the archive.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An archive has nothing to load.
+    #[error("archive: {0}")]
+    NoArchive(String),
+    /// Whoever sent or took the archive has gone.
+    #[error("the archive's stream was cut off")]
+    Gone,
     /// A blob that is too large to be sent whole.
     #[error(
         "read blob {digest}: {size} bytes are more than the {most} that are sent whole; read it by its path"
@@ -133,7 +147,11 @@ impl Classify for Error {
             | Error::NoBlob(_)
             | Error::Incomplete { .. }
             | Error::NoIngest(_) => ErrorKind::NotFound,
-            Error::Mismatch { .. } | Error::Manifest { .. } => ErrorKind::Corrupt,
+            Error::Mismatch { .. } | Error::Manifest { .. } | Error::Archive { .. } => {
+                ErrorKind::Corrupt
+            }
+            Error::NoArchive(_) => ErrorKind::InvalidArgument,
+            Error::Gone => ErrorKind::Cancelled,
             Error::TooLarge { .. } => ErrorKind::InvalidArgument,
             Error::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {

@@ -24,8 +24,9 @@ fn roots(records: &Records) -> Vec<Digest> {
 }
 
 impl Store {
-    /// Removes what nothing reaches and what is past its grace period; with `dry_run` only says what that is.
-    pub(crate) async fn collect(&self, dry_run: bool) -> Result<Vec<Blob>, Error> {
+    /// Removes what nothing reaches and what is past its grace period (`at_once`: or within it); with `dry_run` only says
+    /// what that is.
+    pub(crate) async fn collect(&self, dry_run: bool, at_once: bool) -> Result<Vec<Blob>, Error> {
         let mut records = self.records.lock().await;
         let now = now_seconds();
         let expired: Vec<String> = records
@@ -40,7 +41,11 @@ impl Store {
             records.leases.remove(id);
         }
         let live = self.mark(roots(&records), &records).await?;
-        let grace = i64::try_from(self.config.gc_grace_seconds).unwrap_or(i64::MAX);
+        let grace = if at_once {
+            i64::MIN
+        } else {
+            i64::try_from(self.config.gc_grace_seconds).unwrap_or(i64::MAX)
+        };
         let dead: Vec<Blob> = records
             .blobs
             .iter()

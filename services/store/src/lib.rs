@@ -11,6 +11,7 @@
 //! ```
 
 mod api;
+mod archive;
 mod blob;
 mod config;
 mod convert;
@@ -20,7 +21,9 @@ mod index;
 mod manifest;
 mod resolve;
 mod schema;
+mod tree;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +54,7 @@ pub async fn run(
                 () = tokio::time::sleep(interval) => {}
                 () = collector.collect_soon.notified() => {}
             }
-            match collector.collect(false).await {
+            match collector.collect(false, false).await {
                 Ok(removed) if !removed.is_empty() => {
                     tracing::info!(blobs = removed.len(), "garbage collected")
                 }
@@ -62,6 +65,9 @@ pub async fn run(
             }
         }
     });
-    gantry_chassis::serve("store", listener, api::routes(store), &drain).await?;
+    store
+        .sync_leases(archive::OWN_LEASES, &HashSet::new())
+        .await?;
+    gantry_chassis::serve("store", listener, api::routes(store, drain.clone()), &drain).await?;
     Ok(())
 }

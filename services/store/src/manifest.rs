@@ -63,6 +63,8 @@ struct RawDescriptor {
 struct Raw {
     #[serde(default)]
     schema_version: i64,
+    #[serde(default)]
+    artifact_type: String,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
@@ -117,6 +119,58 @@ pub fn parse(bytes: &[u8]) -> Result<Document, String> {
     }
 }
 
+/// One entry of an index, attestations too.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What it names.
+    pub at: Descriptor,
+    /// No image to run, but something about one.
+    pub attestation: bool,
+}
+
+/// A document with everything that it names.
+#[derive(Debug, Clone)]
+pub enum Whole {
+    /// Of an index.
+    Index(Vec<Entry>),
+    /// Of a manifest.
+    Manifest {
+        /// Image config, or an artifact's.
+        config: Descriptor,
+        /// Lowest first.
+        layers: Vec<Descriptor>,
+        /// What it is, when it is no image.
+        artifact_type: String,
+    },
+}
+
+/// Reads a document with its attestations and kinds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_whole(bytes: &[u8]) -> Result<Whole, String> {
+    // The shape is checked in one place.
+    parse(bytes)?;
+    let raw: Raw =
+        serde_json::from_slice(bytes).map_err(|error| format!("not a manifest: {error}"))?;
+    if let Some(manifests) = raw.manifests {
+        let entries = manifests.into_iter().map(|entry| {
+            Ok(Entry {
+                attestation: is_attestation(&entry),
+                at: descriptor(entry)?,
+            })
+        });
+        return Ok(Whole::Index(entries.collect::<Result<_, String>>()?));
+    }
+    let config = raw.config.ok_or("it has no config")?;
+    let layers = raw.layers.unwrap_or_default().into_iter().map(descriptor);
+    Ok(Whole::Manifest {
+        config: descriptor(config)?,
+        layers: layers.collect::<Result<_, _>>()?,
+        artifact_type: raw.artifact_type,
+    })
+}
+
 /// Every digest that a document names, attestations too: what must be kept with it.
 pub fn children(bytes: &[u8]) -> Vec<Digest> {
     let Ok(raw) = serde_json::from_slice::<Raw>(bytes) else {
@@ -142,6 +196,15 @@ pub struct ConfigFacts {
     #[serde(default)]
     variant: String,
     rootfs: RootFs,
+    #[serde(default)]
+    config: Settings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Settings {
+    #[serde(default)]
+    labels: Option<std::collections::HashMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +220,11 @@ impl ConfigFacts {
     /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<ConfigFacts, String> {
         serde_json::from_slice(bytes).map_err(|error| format!("not an image config: {error}"))
+    }
+
+    /// The image's labels.
+    pub fn labels(&self) -> std::collections::HashMap<String, String> {
+        self.config.labels.clone().unwrap_or_default()
     }
 
     /// What it runs on.

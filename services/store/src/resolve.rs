@@ -3,6 +3,7 @@
 //! Invariants: a name wins over an id; manifests are read once and remembered, since a digest's content never changes; an
 //! index inside an index is followed a bounded number of times.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use gantry_types::{Digest, Platform, Reference};
@@ -31,6 +32,7 @@ pub(crate) enum Facts {
         config_json: Vec<u8>,
         platform: Platform,
         created: Option<String>,
+        labels: HashMap<String, String>,
     },
 }
 
@@ -69,6 +71,7 @@ fn read(files: &Files, digest: &Digest) -> Result<Facts, Error> {
                 .map_err(|reason| wrong(&config.digest, reason))?;
             Ok(Facts::Manifest {
                 platform: facts.platform(),
+                labels: facts.labels(),
                 created: facts.created,
                 layers: layers.into_iter().zip(ids).collect(),
                 config,
@@ -201,7 +204,12 @@ impl Store {
         Ok(resolved)
     }
 
-    async fn find(&self, text: &str, wanted: &Platform) -> Result<(String, Descriptor), Error> {
+    /// What a user means: a name and what it points to.
+    pub(crate) async fn find(
+        &self,
+        text: &str,
+        wanted: &Platform,
+    ) -> Result<(String, Descriptor), Error> {
         let reference = text.parse::<Reference>();
         if let Ok(reference) = &reference
             && let Some(found) = by_name(&*self.records.lock().await, reference)?

@@ -153,7 +153,7 @@ impl Node {
     async fn collect(&mut self) -> Vec<String> {
         let reply = self
             .client
-            .collect_garbage(CollectGarbageRequest { dry_run: false })
+            .collect_garbage(CollectGarbageRequest::default())
             .await
             .unwrap()
             .into_inner();

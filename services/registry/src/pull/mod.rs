@@ -182,7 +182,9 @@ impl Puller {
         if let Err(fault) = self.peers.release(&run.lease).await {
             tracing::debug!(%fault, "the lease ends by itself");
         }
-        result
+        // Last: whoever hears it may leave, which ends this work where it is.
+        let _ = tell.send(result?).await;
+        Ok(())
     }
 
     /// The image is here: unpacks it, if asked for.

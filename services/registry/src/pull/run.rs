@@ -75,14 +75,14 @@ impl Run<'_> {
             .map_err(|fault| self.peer(fault))
     }
 
-    /// Everything.
+    /// Everything; the last event, which is for the caller to send.
     pub async fn all(
         &self,
         reference: &Reference,
         platform: &Platform,
         wanted: &Wanted,
         tell: &mpsc::Sender<Event>,
-    ) -> Result<(), Error> {
+    ) -> Result<Event, Error> {
         let (target, members) = self
             .resolve(reference, platform, wanted.all_platforms)
             .await?;
@@ -162,16 +162,14 @@ impl Run<'_> {
             .map_err(|fault| self.peer(fault))?;
         let digest = target.digest.to_string();
         let id = chosen.filter(|member| member.manifest.is_image());
-        let done = Event::Done {
+        Ok(Event::Done {
             changed: before.as_ref() != Some(&target) || self.changed.load(Ordering::Relaxed),
             name,
             digest,
             id: id.map_or(String::new(), |member| {
                 member.manifest.config.digest.to_string()
             }),
-        };
-        let _ = tell.send(done).await;
-        Ok(())
+        })
     }
 
     /// From the reference to the manifests that are wanted; every document on the way is stored.

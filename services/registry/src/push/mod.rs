@@ -157,7 +157,9 @@ impl Pusher {
         if let Err(fault) = self.peers.release(&lease).await {
             tracing::debug!(%fault, "the lease ends by itself");
         }
-        result
+        // Last: whoever hears it may leave, which ends this work where it is.
+        let _ = tell.send(result?).await;
+        Ok(())
     }
 }
 
@@ -174,7 +176,7 @@ impl Run<'_> {
         tree: &Tree,
         wanted: &Wanted,
         tell: &mpsc::Sender<Event>,
-    ) -> Result<(), Error> {
+    ) -> Result<Event, Error> {
         let nodes = self.choose(tree, wanted, tell).await?;
         let Some(top) = nodes.last() else {
             return Err(self.unsupported("nothing of it is here"));
@@ -195,12 +197,10 @@ impl Run<'_> {
             };
             self.manifest(name, node).await?;
         }
-        let done = Event::Done {
+        Ok(Event::Done {
             name: self.destination.to_string(),
             target: top.at.clone(),
-        };
-        let _ = tell.send(done).await;
-        Ok(())
+        })
     }
 
     fn unsupported(&self, reason: impl Into<String>) -> Error {

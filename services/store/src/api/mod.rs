@@ -1,8 +1,12 @@
 //! gRPC handlers: decode, call, encode.
 
+mod archive;
+
+use std::pin::Pin;
 use std::sync::Arc;
 
-use gantry_chassis::to_status;
+use futures_util::Stream;
+use gantry_chassis::{Drain, to_status};
 use gantry_proto::store::store_server::{Store as Api, StoreServer};
 use gantry_proto::store::*;
 use gantry_types::{Digest, Platform};
@@ -16,11 +20,13 @@ use crate::index::{Begun, Store, blocking};
 /// Largest blob that ReadBlob sends, bytes.
 const MOST_READ: u64 = 8 << 20;
 
-pub(crate) fn routes(store: Arc<Store>) -> Routes {
-    Routes::new(StoreServer::new(Handlers(store)))
+pub(crate) fn routes(store: Arc<Store>, drain: Drain) -> Routes {
+    Routes::new(StoreServer::new(Handlers(store, drain)))
 }
 
-struct Handlers(Arc<Store>);
+struct Handlers(Arc<Store>, Drain);
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -125,8 +131,8 @@ impl Handlers {
         }
     }
 
-    async fn collect(&self, dry_run: bool) -> Result<CollectGarbageResponse, Error> {
-        let removed = self.0.collect(dry_run).await?;
+    async fn collect(&self, dry_run: bool, now: bool) -> Result<CollectGarbageResponse, Error> {
+        let removed = self.0.collect(dry_run, now).await?;
         let bytes = removed.iter().map(|blob| blob.size).sum::<u64>();
         Ok(CollectGarbageResponse {
             removed: removed
@@ -140,6 +146,27 @@ impl Handlers {
 
 #[tonic::async_trait]
 impl Api for Handlers {
+    type ExportImagesStream = Events<ArchiveChunk>;
+    type ImportImagesStream = Events<ImportImagesEvent>;
+
+    async fn describe_image(&self, request: Request<DescribeImageRequest>) -> Answer<ImageTree> {
+        answer(self.describe(&request.get_ref().reference).await)
+    }
+
+    async fn export_images(
+        &self,
+        request: Request<ExportImagesRequest>,
+    ) -> Answer<Self::ExportImagesStream> {
+        Ok(Response::new(self.export(request.into_inner())))
+    }
+
+    async fn import_images(
+        &self,
+        request: Request<tonic::Streaming<ImportImagesInput>>,
+    ) -> Answer<Self::ImportImagesStream> {
+        Ok(Response::new(self.import(request.into_inner())))
+    }
+
     async fn begin_ingest(
         &self,
         request: Request<BeginIngestRequest>,
@@ -248,6 +275,7 @@ impl Api for Handlers {
         &self,
         request: Request<CollectGarbageRequest>,
     ) -> Answer<CollectGarbageResponse> {
-        answer(self.collect(request.get_ref().dry_run).await)
+        let CollectGarbageRequest { dry_run, now } = request.into_inner();
+        answer(self.collect(dry_run, now).await)
     }
 }

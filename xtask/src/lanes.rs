@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 10] = [
 ];
 
 /// The test programs of the end-to-end lane.
-const E2E: [&str; 10] = [
+const E2E: [&str; 11] = [
     "smoke",
     "streams",
     "life",
@@ -54,6 +54,7 @@ const E2E: [&str; 10] = [
     "volume",
     "push",
     "archive",
+    "registry",
     "isolation",
     "hostile",
 ];

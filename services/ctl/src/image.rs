@@ -37,6 +37,14 @@ pub fn is_dangling(name: &str) -> bool {
     name.starts_with(DANGLING)
 }
 
+/// Whether a name only holds what was pushed to our registry, beside its tags.
+fn is_held(summary: &ImageSummary) -> bool {
+    summary
+        .image
+        .as_ref()
+        .is_some_and(|image| image.labels.contains_key("gantry.registry.held"))
+}
+
 /// Fetch images from registries
 #[derive(Debug, Args)]
 #[command(
@@ -139,7 +147,7 @@ pub struct Images {
     /// Show what each image is made of: platforms and layers
     #[arg(long, conflicts_with_all = ["quiet", "format"])]
     tree: bool,
-    /// Accepted for docker's sake: all images are shown
+    /// Also manifests that our registry holds by their digest
     #[arg(short, long)]
     all: bool,
     /// json, a template, or `table TEMPLATE`
@@ -236,6 +244,7 @@ impl Images {
         filters.extend(self.repository.clone().map(filter::Filter::Reference));
         let kept: Vec<&ImageSummary> = summaries
             .iter()
+            .filter(|summary| self.all || !is_held(summary))
             .filter(|summary| filters.iter().all(|filter| filter.keeps(summary)))
             .collect();
         if self.tree {

@@ -18,6 +18,7 @@ mod network;
 mod output;
 mod peers;
 mod progress;
+mod registry;
 mod remote;
 mod run;
 mod space;
@@ -86,6 +87,8 @@ enum Command {
     Images(image::Images),
     Rmi(image::Rmi),
     Tag(image::Tag),
+    #[command(subcommand)]
+    Registry(registry::Registry),
     #[command(subcommand)]
     Network(network::Network),
     #[command(subcommand)]
@@ -220,6 +223,7 @@ impl Command {
             Command::Images(it) => it.go(engine).await,
             Command::Rmi(it) => it.go(engine).await,
             Command::Tag(it) => it.go(engine).await,
+            Command::Registry(it) => it.go(engine).await,
             Command::Network(it) => it.go(engine).await,
             Command::Volume(it) => it.go(engine).await,
             Command::Container(it) => Box::pin(Command::from(it).go(engine)).await,

@@ -167,14 +167,24 @@ fn apply(root: &mut toml::Table, set: &str) -> Result<(), ConfigError> {
         .ok()
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let entry = root
+    let mut at = root
         .entry(table.to_owned())
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    let table = entry
-        .as_table_mut()
-        .ok_or_else(|| wrong("that name is not a table"))?;
-    table.insert(key.to_owned(), value);
-    Ok(())
+    let mut key = key;
+    // A table may have tables: registry.serve.listen.
+    loop {
+        let table = at
+            .as_table_mut()
+            .ok_or_else(|| wrong("that name is not a table"))?;
+        let Some((inner, rest)) = key.split_once('.') else {
+            table.insert(key.to_owned(), value);
+            return Ok(());
+        };
+        at = table
+            .entry(inner.to_owned())
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        key = rest;
+    }
 }
 
 impl Tables {
@@ -213,6 +223,9 @@ mod tests {
         let settings = load("[socket]\nmode = \"0660\"\n", &["socket.mode=\"0666\""]).unwrap();
         assert_eq!(settings.tables.socket.mode().unwrap(), 0o666);
         assert!(settings.origins["socket.mode"].starts_with("--set"));
+        let inner = load("", &["registry.serve.listen=127.0.0.1:5000"]).unwrap();
+        assert_eq!(inner.tables.registry.serve.listen, "127.0.0.1:5000");
+        assert!(load("", &["registry.serve.listen.deep=1"]).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::Settings;
+
 /// How images are fetched.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +22,10 @@ pub struct Config {
     pub certs_dirs: Vec<PathBuf>,
     /// Mirrors, prefixes, what is blocked: containers-registries.conf(5); files of the folder of the same name with `.d` are read too.
     pub registries_conf: PathBuf,
+    /// Nodes that serve what they have ("http://node2:5000"): blobs are fetched from them first.
+    pub peers: Vec<String>,
+    /// Our own registry.
+    pub serve: Settings,
     /// Pieces of one large layer that are fetched at once, where the registry allows.
     pub ranges: usize,
 }
@@ -40,6 +46,8 @@ impl Default for Config {
             .map(PathBuf::from)
             .to_vec(),
             registries_conf: "/etc/containers/registries.conf".into(),
+            peers: Vec::new(),
+            serve: Settings::default(),
             ranges: 4,
         }
     }
@@ -59,6 +67,17 @@ impl Config {
         }
         if self.attempts == 0 {
             return Err("attempts is 0; write at least 1".into());
+        }
+        self.serve.validate()?;
+        let is_url = |peer: &&String| {
+            !["http://", "https://"]
+                .iter()
+                .any(|scheme| peer.len() > scheme.len() && peer.starts_with(scheme))
+        };
+        if let Some(peer) = self.peers.iter().find(is_url) {
+            return Err(format!(
+                "peers has {peer:?}; write http://HOST:PORT or https://HOST:PORT"
+            ));
         }
         if !(1..=16).contains(&self.ranges) {
             return Err(format!("ranges is {}; write 1 to 16", self.ranges));

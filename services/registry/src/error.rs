@@ -150,6 +150,17 @@ pub enum Error {
     /// The HTTP client cannot be made.
     #[error("start the HTTP client: {0}; certificates come with the package ca-certificates")]
     Client(String),
+    /// A setting is wrong.
+    #[error("{0}")]
+    Setting(String),
+    /// The address to serve on cannot be had.
+    #[error("listen on {address}: {reason}; choose another with --listen or serve.listen")]
+    Listen {
+        /// Which.
+        address: String,
+        /// What the kernel said.
+        reason: String,
+    },
     /// The server failed.
     #[error("{0}")]
     Serve(String),
@@ -183,7 +194,7 @@ impl Error {
 impl Classify for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Error::Reference(_) => ErrorKind::InvalidArgument,
+            Error::Reference(_) | Error::Setting(_) => ErrorKind::InvalidArgument,
             Error::NoImage { .. } | Error::NoPlatform { .. } | Error::NotHere { .. } => {
                 ErrorKind::NotFound
             }
@@ -191,7 +202,7 @@ impl Classify for Error {
                 ErrorKind::Unauthenticated
             }
             Error::Denied { .. } | Error::Blocked { .. } => ErrorKind::Denied,
-            Error::Hosts { .. } => ErrorKind::WrongState,
+            Error::Hosts { .. } | Error::Listen { .. } => ErrorKind::WrongState,
             // Not `Unavailable`, which would make clients ask our own service again; it has tried enough.
             Error::Away { .. } => ErrorKind::WrongState,
             Error::Stalled { .. } => ErrorKind::TimedOut,

@@ -7,6 +7,7 @@
 //! Reconcilers: none; at start the leases of pulls that were cut off are dropped.
 //!
 //! ```text
+//! Serve: HTTP -> the store, under names of our own registry
 //! Push: name -> index, manifests -> blobs side by side: there? mount, else upload -> manifests -> tag
 //! Pull: tag -> (index ->) manifest -> config -> layers side by side: fetch -> store -> unpack -> name
 //! ```
@@ -27,6 +28,7 @@ mod push;
 mod query;
 mod remote;
 mod remotes;
+mod serve;
 mod watch;
 
 use std::sync::Arc;
@@ -41,6 +43,7 @@ use crate::peers::Peers;
 use crate::pull::Puller;
 use crate::push::Pusher;
 use crate::query::Asker;
+use crate::serve::Registry;
 
 /// Serves until the drain starts.
 ///
@@ -60,10 +63,17 @@ pub async fn run(
         }
     });
     let clients = Arc::<Clients>::default();
+    let puller = Puller::new(config.clone(), peers.clone(), clients.clone());
+    if !config.serve.listen.is_empty() {
+        let own = Registry::new(config.serve.clone(), peers.clone(), puller.clone())?;
+        let socket = own.listen().await?;
+        drain.spawn("own registry", own.serve(socket, drain.clone(), None));
+    }
     let parts = api::Parts {
-        puller: Puller::new(config.clone(), peers.clone(), clients.clone()),
-        pusher: Pusher::new(config.clone(), peers, clients.clone()),
+        puller,
+        pusher: Pusher::new(config.clone(), peers.clone(), clients.clone()),
         asker: Asker::new(config, clients),
+        peers,
         drain: drain.clone(),
     };
     gantry_chassis::serve("registry", listener, api::routes(parts), &drain)

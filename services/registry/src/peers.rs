@@ -19,6 +19,8 @@ use tonic::{Response, Status};
 use crate::document::Descriptor;
 
 const HOLDER: &str = "registry";
+/// Holder of what was pushed to our own registry.
+const SERVE_HOLDER: &str = "registry-serve";
 /// Seconds after which the lease of a pull that was cut off ends.
 const LEASE_SECONDS: i64 = 3600;
 /// A large blob is hashed, or a layer unpacked, within this time.
@@ -119,6 +121,118 @@ impl Peers {
         })
         .await
         .map(drop)
+    }
+
+    /// The same for a time of the caller's choice, seconds.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn hold_for(
+        &self,
+        lease: &str,
+        digests: Vec<String>,
+        seconds: i64,
+    ) -> Result<(), Fault> {
+        let request = store::PutLeaseRequest {
+            id: lease.to_owned(),
+            // Not among those that are dropped when the service starts.
+            holder: SERVE_HOLDER.into(),
+            digests,
+            ttl_seconds: seconds,
+        };
+        self.store(request, |mut client, request| async move {
+            client.put_lease(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The staging file of an upload, and how much is in it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn stage(&self, key: &str) -> Result<(PathBuf, u64), Fault> {
+        let request = store::BeginIngestRequest {
+            key: key.to_owned(),
+            ..store::BeginIngestRequest::default()
+        };
+        let begun = self
+            .store(request, |mut client, request| async move {
+                client.begin_ingest(request).await
+            })
+            .await?;
+        Ok((begun.path.into(), u64::try_from(begun.offset).unwrap_or(0)))
+    }
+
+    /// Takes an upload under its digest.
+    ///
+    /// # Errors
+    /// Corrupt when it is something else.
+    pub async fn take(&self, key: &str, digest: &Digest) -> Result<(), Fault> {
+        let request = store::CommitIngestRequest {
+            key: key.to_owned(),
+            digest: digest.to_string(),
+            ..store::CommitIngestRequest::default()
+        };
+        self.store(request, |mut client, request| async move {
+            client.commit_ingest(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Drops an upload.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn unstage(&self, key: &str) -> Result<(), Fault> {
+        let request = store::AbortIngestRequest {
+            key: key.to_owned(),
+        };
+        self.store(request, |mut client, request| async move {
+            client.abort_ingest(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Stores a document that is in memory.
+    ///
+    /// # Errors
+    /// When the store fails or the disk does.
+    pub async fn keep(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Fault> {
+        let key = format!("document/{:032x}", rand::random::<u128>());
+        let (path, _) = self.stage(&key).await?;
+        if let Err(error) = std::fs::write(&path, bytes) {
+            self.unstage(&key).await?;
+            let full = error.kind() == std::io::ErrorKind::StorageFull;
+            return Err(Fault {
+                kind: if full {
+                    ErrorKind::Exhausted
+                } else {
+                    ErrorKind::Bug
+                },
+                message: format!("write {}: {error}", path.display()),
+                resource: None,
+            });
+        }
+        self.take(&key, digest).await
+    }
+
+    /// Takes a name away; whether it was there.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn unname(&self, name: &str) -> Result<bool, Fault> {
+        let request = store::DeleteImageRequest {
+            name: name.to_owned(),
+        };
+        let gone = self
+            .store(request, |mut client, request| async move {
+                client.delete_image(request).await
+            })
+            .await?;
+        Ok(gone.existed)
     }
 
     /// Lets go.
@@ -268,7 +382,21 @@ impl Peers {
     /// # Errors
     /// When the store fails.
     pub async fn name(&self, name: &str, target: &Descriptor) -> Result<(), Fault> {
+        self.name_with(name, target, HashMap::new()).await
+    }
+
+    /// The same with labels.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn name_with(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        labels: HashMap<String, String>,
+    ) -> Result<(), Fault> {
         let request = store::PutImageRequest {
+            labels,
             name: name.to_owned(),
             target: Some(types::Descriptor {
                 media_type: target.media_type.clone(),
@@ -276,7 +404,6 @@ impl Peers {
                 size: i64::try_from(target.size).unwrap_or(i64::MAX),
                 ..types::Descriptor::default()
             }),
-            ..store::PutImageRequest::default()
         };
         self.store(request, |mut client, request| async move {
             client.put_image(request).await

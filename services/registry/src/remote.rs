@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,6 +67,8 @@ pub struct Remote {
     credentials: Credentials,
     /// What we want to do there, and the header that the registry accepts for it.
     access: Mutex<Access>,
+    /// It was away once in this pull.
+    was_away: AtomicBool,
     stall: Duration,
 }
 
@@ -111,6 +113,7 @@ impl Remote {
                 header: None,
             }),
             endpoint,
+            was_away: AtomicBool::default(),
             stall,
         }
     }
@@ -131,6 +134,11 @@ impl Remote {
     /// The registry as users know it.
     pub fn registry(&self) -> &str {
         &self.endpoint.registry
+    }
+
+    /// Whether it was away once in this pull.
+    pub fn was_away(&self) -> bool {
+        self.was_away.load(Ordering::Relaxed)
     }
 
     /// How it is reached.
@@ -156,6 +164,7 @@ impl Remote {
 
     /// An error of the registry that another try may not have.
     pub fn away(&self, reason: impl Into<String>) -> Error {
+        self.was_away.store(true, Ordering::Relaxed);
         Error::Away {
             image: self.image.clone(),
             registry: self.registry().to_owned(),
@@ -174,6 +183,7 @@ impl Remote {
 
     /// The registry said nothing for too long.
     pub fn stalled(&self) -> Error {
+        self.was_away.store(true, Ordering::Relaxed);
         Error::Stalled {
             image: self.image.clone(),
             registry: self.registry().to_owned(),

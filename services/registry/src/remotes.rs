@@ -83,18 +83,21 @@ impl Remotes {
         self.all.last().map_or("", |remote| remote.registry())
     }
 
-    /// The way for the nth try at a blob: first the one that had the document, then the others in turn.
+    /// The way for the nth try at a blob: first nodes nearby, then the one that had the document, then the others in turn.
     pub fn at(&self, nth: usize) -> Option<&Arc<Remote>> {
-        let able: Vec<_> = self
+        let good = self.good.load(Ordering::Relaxed);
+        let mut able: Vec<(bool, bool, &Arc<Remote>)> = self
             .all
             .iter()
             .enumerate()
             .filter(|(_, remote)| remote.endpoint().can.pull)
+            // One nearby is a short cut, not to be waited for twice.
+            .filter(|(_, remote)| !(remote.endpoint().near && remote.was_away()))
+            .map(|(at, remote)| (!remote.endpoint().near, at != good, remote))
             .collect();
-        let good = self.good.load(Ordering::Relaxed);
-        let first = able.iter().position(|(at, _)| *at == good).unwrap_or(0);
-        able.get((first + nth) % able.len().max(1))
-            .map(|(_, remote)| *remote)
+        able.sort_by_key(|(far, other, _)| (*far, *other));
+        able.get(nth % able.len().max(1))
+            .map(|(.., remote)| *remote)
     }
 
     /// How many ways there are.

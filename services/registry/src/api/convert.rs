@@ -9,6 +9,7 @@ use crate::progress::{Phase, Sum};
 use crate::pull::{self, Event, Policy};
 use crate::push;
 use crate::query::Referrer;
+use crate::serve::{Seen, Settings};
 
 fn size(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
@@ -177,5 +178,32 @@ pub fn referrer(from: Referrer) -> gantry_proto::registry::Referrer {
         descriptor: Some(descriptor(from.at)),
         artifact_type: from.artifact_type,
         annotations: from.annotations,
+    }
+}
+
+/// How to serve.
+pub fn serve(request: ServeRequest) -> Settings {
+    Settings {
+        listen: request.listen,
+        name: request.name,
+        only_own: request.only_own,
+        upstreams: request.upstreams,
+        tls_cert: request.tls_cert,
+        tls_key: request.tls_key,
+        htpasswd: request.htpasswd,
+        read_only: request.read_only,
+    }
+}
+
+/// A request that was served.
+pub fn served(seen: Seen) -> ServeEvent {
+    ServeEvent {
+        event: Some(serve_event::Event::Request(ServedRequest {
+            method: seen.method,
+            path: seen.path,
+            status: seen.status.into(),
+            from: seen.from.to_string(),
+            microseconds: i64::try_from(seen.took.as_micros()).unwrap_or(i64::MAX),
+        })),
     }
 }

@@ -16,9 +16,11 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
+use crate::peers::Peers;
 use crate::pull::Puller;
 use crate::push::Pusher;
 use crate::query::Asker;
+use crate::serve::Registry;
 
 /// Events that may wait for a slow watcher.
 const WAITING: usize = 64;
@@ -28,6 +30,7 @@ pub(crate) struct Parts {
     pub(crate) puller: Arc<Puller>,
     pub(crate) pusher: Arc<Pusher>,
     pub(crate) asker: Arc<Asker>,
+    pub(crate) peers: Peers,
     pub(crate) drain: Drain,
 }
 
@@ -79,6 +82,7 @@ impl Handlers {
 impl Api for Handlers {
     type PullStream = Events<PullEvent>;
     type PushStream = Events<PushEvent>;
+    type ServeStream = Events<ServeEvent>;
 
     async fn pull(
         &self,
@@ -158,5 +162,29 @@ impl Api for Handlers {
             .await
             .map_err(|error| to_status(&error))?;
         Ok(Response::new(ListTagsResponse { name, tags }))
+    }
+
+    async fn serve(
+        &self,
+        request: Request<ServeRequest>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        let settings = convert::serve(request.into_inner());
+        let (peers, puller) = (self.0.peers.clone(), self.0.puller.clone());
+        let own = Registry::new(settings, peers, puller).map_err(|error| to_status(&error))?;
+        let socket = own.listen().await.map_err(|error| to_status(&error))?;
+        let address = socket
+            .local_addr()
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let (tell, told) = mpsc::channel(WAITING);
+        let drain = self.0.drain.clone();
+        self.0
+            .drain
+            .spawn("own registry", own.serve(socket, drain, Some(tell)));
+        let first = ServeEvent {
+            event: Some(serve_event::Event::Listening(address.to_string())),
+        };
+        let first = futures_util::stream::once(async move { Ok(first) });
+        let requests = ReceiverStream::new(told).map(|seen| Ok(convert::served(seen)));
+        Ok(Response::new(Box::pin(first.chain(requests))))
     }
 }

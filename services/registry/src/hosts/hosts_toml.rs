@@ -271,6 +271,7 @@ impl File {
                 },
                 headers: host.headers.clone(),
                 tls: (!host.plain).then(|| host.tls.clone()),
+                near: false,
             });
         }
         if self.server.is_none() {

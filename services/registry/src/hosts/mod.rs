@@ -63,6 +63,8 @@ pub struct Endpoint {
     pub headers: Vec<(String, String)>,
     /// How TLS is set up; `None` = without TLS.
     pub tls: Option<Tls>,
+    /// A node nearby, which is asked for blobs before others.
+    pub near: bool,
 }
 
 /// A registry and a repository in it that stand for what the user named.
@@ -89,7 +91,11 @@ pub fn alias(config: &Config, typed: &str) -> Result<Option<String>, Error> {
 /// [`Error::Hosts`] when a file is broken, [`Error::Blocked`] when one forbids the registry.
 pub fn route(config: &Config, reference: &Reference, plain: bool) -> Result<Vec<Endpoint>, Error> {
     let conf = registries_conf::Conf::read(&config.registries_conf)?;
-    let mut endpoints = Vec::new();
+    let mut endpoints: Vec<Endpoint> = config
+        .peers
+        .iter()
+        .map(|peer| near(peer, reference))
+        .collect();
     for location in conf.locations(reference)? {
         let plain = plain && !location.mirror
             || Reference::is_loopback_host(&location.host)
@@ -104,6 +110,25 @@ pub fn route(config: &Config, reference: &Reference, plain: bool) -> Result<Vec<
         }
     }
     Ok(endpoints)
+}
+
+/// A node of ours as a mirror: it has what it has by digest, and does not know what a tag means now.
+fn near(peer: &str, reference: &Reference) -> Endpoint {
+    let base = peer.trim_end_matches('/');
+    Endpoint {
+        base: format!("{base}/v2"),
+        registry: base.split('/').nth(2).unwrap_or(base).to_owned(),
+        repository: reference.repository().to_owned(),
+        namespace: Some(reference.registry().to_owned()),
+        can: Capabilities {
+            pull: true,
+            resolve: false,
+            push: false,
+        },
+        headers: Vec::new(),
+        tls: base.starts_with("https://").then(Tls::default),
+        near: true,
+    }
 }
 
 /// The host of a registry's API: docker.io's is another.
@@ -129,6 +154,7 @@ fn direct(location: &Location, plain: bool, tls: Tls) -> Vec<Endpoint> {
         },
         headers: Vec::new(),
         tls,
+        near: false,
     };
     if plain {
         return vec![endpoint("http", None)];

@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "registry",
             "network",
             "runtime",
+            "build",
         ] {
             files.push(format!("gantry/{name}/v1/{name}.proto"));
         }

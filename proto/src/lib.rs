@@ -40,6 +40,8 @@ package!(
     network,
     /// Containers (`gantry.runtime.v1`).
     runtime,
+    /// Making images (`gantry.build.v1`).
+    build,
 );
 
 /// The encoded `FileDescriptorSet` of every package, for gRPC reflection.

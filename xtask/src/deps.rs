@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Outcome, root};
 
 /// Crate, what it may use of ours, and why.
-const ARROWS: [(&str, &[&str], &str); 15] = [
+const ARROWS: [(&str, &[&str], &str); 16] = [
     ("gantry-types", &[], "plain values, the bottom"),
     (
         "gantry-proto",
@@ -73,6 +73,11 @@ const ARROWS: [(&str, &[&str], &str); 15] = [
         "a service with state",
     ),
     (
+        "gantry-build",
+        &["gantry-types", "gantry-proto", "gantry-chassis"],
+        "a service without state or privileges",
+    ),
+    (
         "gantry-ctl",
         &["gantry-types", "gantry-proto", "gantry-chassis"],
         "a client of all services",
@@ -88,6 +93,7 @@ const ARROWS: [(&str, &[&str], &str); 15] = [
             "gantry-snapshotter",
             "gantry-registry",
             "gantry-runtime",
+            "gantry-build",
         ],
         "runs the services",
     ),

@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 10] = [
 ];
 
 /// The test programs of the end-to-end lane.
-const E2E: [&str; 11] = [
+const E2E: [&str; 12] = [
     "smoke",
     "streams",
     "life",
@@ -55,6 +55,7 @@ const E2E: [&str; 11] = [
     "push",
     "archive",
     "registry",
+    "commit",
     "isolation",
     "hostile",
 ];

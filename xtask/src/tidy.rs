@@ -17,7 +17,14 @@ const UNFINISHED: [&str; 5] = [
 ];
 /// Where generated types may be named inside a service, besides the folder of api.rs.
 const BORDER: [&str; 3] = ["api.rs", "peers.rs", "convert.rs"];
-const SERVICES: [&str; 5] = ["store", "network", "snapshotter", "registry", "runtime"];
+const SERVICES: [&str; 6] = [
+    "store",
+    "network",
+    "snapshotter",
+    "registry",
+    "runtime",
+    "build",
+];
 
 /// Checks every Rust file of the workspace.
 ///

@@ -4,6 +4,7 @@
 //! standard output, everything else to standard error; nothing here decides what the engine should.
 
 mod archive;
+mod commit;
 mod container;
 mod error;
 mod exec;
@@ -80,6 +81,9 @@ enum Command {
     Push(remote::Push),
     Login(login::Login),
     Logout(login::Logout),
+    Commit(commit::Commit),
+    Export(commit::Export),
+    Import(commit::Import),
     Save(archive::Save),
     Load(archive::Load),
     History(history::History),
@@ -128,6 +132,8 @@ enum Container {
     Exec(exec::Exec),
     Attach(run::Attach),
     Top(logs::Top),
+    Commit(commit::Commit),
+    Export(commit::Export),
 }
 
 /// The same commands under their noun.
@@ -145,6 +151,7 @@ enum Image {
     Save(archive::Save),
     Load(archive::Load),
     History(history::History),
+    Import(commit::Import),
     Prune(image::Prune),
     Inspect(inspect::Inspect),
 }
@@ -166,6 +173,8 @@ impl From<Container> for Command {
             Container::Exec(it) => Command::Exec(it),
             Container::Attach(it) => Command::Attach(it),
             Container::Top(it) => Command::Top(it),
+            Container::Commit(it) => Command::Commit(it),
+            Container::Export(it) => Command::Export(it),
         }
     }
 }
@@ -176,6 +185,7 @@ impl Image {
             Image::Tags(it) => return it.go(engine).await,
             Image::Referrers(it) => return it.go(engine).await,
             Image::Prune(it) => return it.go(engine).await,
+            Image::Import(it) => Command::Import(it),
             Image::Save(it) => Command::Save(it),
             Image::Load(it) => Command::Load(it),
             Image::History(it) => Command::History(it),
@@ -213,6 +223,9 @@ impl Command {
             Command::Attach(it) => it.go(engine).await,
             Command::Top(it) => it.go(engine).await,
             Command::Pull(it) => it.go(engine).await,
+            Command::Commit(it) => it.go(engine).await,
+            Command::Export(it) => it.go(engine).await,
+            Command::Import(it) => it.go(engine).await,
             Command::Save(it) => it.go(engine).await,
             Command::Load(it) => it.go(engine).await,
             Command::History(it) => it.go(engine).await,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gantry_chassis::{Channel, Paths, connect};
+use gantry_proto::build::build_client::BuildClient;
 use gantry_proto::network::network_client::NetworkClient;
 use gantry_proto::registry::registry_client::RegistryClient;
 use gantry_proto::runtime::runtime_client::RuntimeClient;
@@ -67,6 +68,11 @@ impl Engine {
     /// Volumes.
     pub fn snapshotter(&self) -> SnapshotterClient<Channel> {
         SnapshotterClient::new(self.channel("snapshotter"))
+    }
+
+    /// Making images.
+    pub fn build(&self) -> BuildClient<Channel> {
+        BuildClient::new(self.channel("build"))
     }
 
     /// Networks.

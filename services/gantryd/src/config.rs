@@ -90,6 +90,8 @@ pub struct Tables {
     pub registry: gantry_registry::Config,
     /// Containers.
     pub runtime: gantry_runtime::Config,
+    /// Making images.
+    pub build: gantry_build::Config,
 }
 
 /// What was loaded and where each value came from.

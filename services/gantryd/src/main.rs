@@ -67,6 +67,8 @@ enum Command {
     Registry,
     /// Containers
     Runtime,
+    /// Making images: commit and import
+    Build,
     /// Settings
     Config {
         #[command(subcommand)]
@@ -135,6 +137,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         Some(Command::Snapshotter) => Some(Service::Snapshotter),
         Some(Command::Registry) => Some(Service::Registry),
         Some(Command::Runtime) => Some(Service::Runtime),
+        Some(Command::Build) => Some(Service::Build),
         None => None,
     };
     let mut builder = match one {

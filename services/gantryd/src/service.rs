@@ -27,6 +27,8 @@ pub enum Service {
     Registry,
     /// Containers.
     Runtime,
+    /// Making images.
+    Build,
 }
 
 /// A service ended with an error.
@@ -41,12 +43,13 @@ type Running = Pin<Box<dyn Future<Output = Result<(), ServiceError>> + Send>>;
 
 impl Service {
     /// Every service, lowest rank first.
-    pub const ALL: [Service; 5] = [
+    pub const ALL: [Service; 6] = [
         Service::Store,
         Service::Network,
         Service::Snapshotter,
         Service::Registry,
         Service::Runtime,
+        Service::Build,
     ];
 
     /// Its name: subcommand, socket, folder and settings table.
@@ -57,6 +60,7 @@ impl Service {
             Service::Snapshotter => "snapshotter",
             Service::Registry => "registry",
             Service::Runtime => "runtime",
+            Service::Build => "build",
         }
     }
 
@@ -64,7 +68,7 @@ impl Service {
     pub fn tokio(self) -> tokio::runtime::Builder {
         match self {
             // Their work is short; hashing and unpacking have threads of their own.
-            Service::Store | Service::Snapshotter | Service::Network => {
+            Service::Store | Service::Snapshotter | Service::Network | Service::Build => {
                 tokio::runtime::Builder::new_current_thread()
             }
             // Many streams at once.
@@ -109,6 +113,10 @@ impl Service {
                 }
                 Service::Runtime => {
                     let run = gantry_runtime::run(tables.runtime, paths, listener, drain);
+                    named(service, run).await
+                }
+                Service::Build => {
+                    let run = gantry_build::run(tables.build, paths, listener, drain);
                     named(service, run).await
                 }
             }

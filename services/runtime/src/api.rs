@@ -14,6 +14,8 @@ use futures_util::Stream;
 use gantry_chassis::to_status;
 use gantry_proto::runtime::runtime_server::{Runtime as Api, RuntimeServer};
 use gantry_proto::runtime::*;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -115,6 +117,23 @@ impl Handlers {
         Ok(container)
     }
 
+    /// The container stands still until the caller drops the answer, or this service ends.
+    async fn stand_still(&self, id: &str) -> Result<Outgoing<FreezeEvent>, Error> {
+        let container = self.0.find(id)?;
+        let frozen = container.freeze(&self.0).await?;
+        let (tell, told) = mpsc::channel(1);
+        let _ = tell.send(Ok(FreezeEvent {})).await;
+        let drain = self.0.drain.clone();
+        self.0.drain.spawn("freeze", async move {
+            tokio::select! {
+                () = tell.closed() => {}
+                () = drain.cancelled() => {}
+            }
+            drop(frozen);
+        });
+        Ok(Box::pin(ReceiverStream::new(told)))
+    }
+
     async fn do_start(&self, container: Arc<Known>) -> Result<StartResponse, Error> {
         let start = container.start(self.0.clone(), None);
         let started = self.apart("start", start).await?;
@@ -127,6 +146,7 @@ impl Api for Handlers {
     type AttachStream = Outgoing<AttachOutput>;
     type ExecStream = Outgoing<AttachOutput>;
     type LogsStream = Outgoing<LogEntry>;
+    type FreezeStream = Outgoing<FreezeEvent>;
     type EventsStream = Outgoing<Event>;
 
     async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
@@ -209,6 +229,10 @@ impl Api for Handlers {
 
     async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
         answer(self.list_all(request.get_ref()))
+    }
+
+    async fn freeze(&self, request: Request<FreezeRequest>) -> Answer<Self::FreezeStream> {
+        answer(self.stand_still(&request.get_ref().id).await)
     }
 
     async fn top(&self, request: Request<TopRequest>) -> Answer<TopResponse> {

@@ -3,6 +3,7 @@
 //! Invariants: what changes its life (start, an exit's aftermath, removal) happens one at a time, under `life`; reads come from a
 //! snapshot and wait for nobody; an exit is committed before the shim is told that it may go.
 
+mod freeze;
 mod life;
 mod recover;
 mod stop;

@@ -1,36 +1,45 @@
 //! gRPC handlers: decode, call, encode.
 
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
-use gantry_chassis::to_status;
+use futures_util::{Stream, StreamExt as _};
+use gantry_chassis::{Drain, pipe, to_status};
 use gantry_proto::snapshotter::ensure_layer_event::Event;
 use gantry_proto::snapshotter::snapshotter_server::{Snapshotter as Api, SnapshotterServer};
 use gantry_proto::snapshotter::*;
 use gantry_types::Digest;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::convert;
 use crate::error::Error;
 use crate::layer::{self, Job, Layers};
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, blocking};
+use crate::{convert, diff, snapshot};
 
 /// How often a caller hears how far its layer is.
 const TICK: Duration = Duration::from_millis(100);
 
-pub(crate) fn routes(shelf: Arc<Shelf>, layers: Arc<Layers>) -> Routes {
-    Routes::new(SnapshotterServer::new(Handlers { shelf, layers }))
+pub(crate) fn routes(shelf: Arc<Shelf>, layers: Arc<Layers>, drain: Drain) -> Routes {
+    Routes::new(SnapshotterServer::new(Handlers {
+        shelf,
+        layers,
+        drain,
+    }))
 }
 
 struct Handlers {
     shelf: Arc<Shelf>,
     layers: Arc<Layers>,
+    drain: Drain,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
+type TreeStream = Pin<Box<dyn Stream<Item = Result<TreeChunk, Status>> + Send>>;
 type EventStream = Pin<Box<dyn Stream<Item = Result<EnsureLayerEvent, Status>> + Send>>;
 
 fn answer<T>(result: Result<T, Error>) -> Answer<T> {
@@ -85,6 +94,40 @@ impl Handlers {
         convert::snapshot(&self.shelf.files, key, record)
     }
 
+    /// Writes a snapshot's tree, as it is now, into the answer.
+    async fn export(&self, key: &str) -> Result<TreeStream, Error> {
+        let record = self.shelf.snapshot(key).await?;
+        let mounts = snapshot::look(&self.shelf.files, key, &record)?;
+        let (send, chunks) = mpsc::channel(pipe::WAITING);
+        let (fail, failed) = mpsc::channel::<Status>(1);
+        let key = key.to_owned();
+        self.drain.spawn("export", async move {
+            let name = std::path::PathBuf::from(key);
+            let work = blocking(move || {
+                let mounted =
+                    snapshot::without_place(&mounts).map_err(Error::io("mount snapshot", &name))?;
+                let Some(mounted) = mounted else {
+                    return Ok(());
+                };
+                let root = gantry_sys::fs::open_in_root(mounted.fd(), std::path::Path::new("/"))
+                    .and_then(|root| {
+                        gantry_sys::tree::open_dir_at(&root, std::ffi::OsStr::new("."))
+                    })
+                    .map_err(Error::io("open snapshot", &name))?;
+                match diff::stream(root.as_fd(), pipe::Writer::new(send)) {
+                    // Nobody takes it any more, and nobody is there to hear of it.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+                    other => other.map_err(Error::io("read snapshot", &name)),
+                }
+            });
+            if let Err(error) = work.await {
+                let _ = fail.send(to_status(&error)).await;
+            }
+        });
+        let data = ReceiverStream::new(chunks).map(|data| Ok(TreeChunk { data }));
+        Ok(Box::pin(data.chain(ReceiverStream::new(failed).map(Err))))
+    }
+
     async fn list(&self, holder: &str) -> Result<ListSnapshotsResponse, Error> {
         let index = self.shelf.lock().await;
         let wanted = index
@@ -109,6 +152,7 @@ impl Handlers {
 #[tonic::async_trait]
 impl Api for Handlers {
     type EnsureLayerStream = EventStream;
+    type ExportTreeStream = TreeStream;
 
     async fn ensure_layer(&self, request: Request<EnsureLayerRequest>) -> Answer<EventStream> {
         answer(self.ensure(request.into_inner()).await)
@@ -151,6 +195,13 @@ impl Api for Handlers {
         let request = request.into_inner();
         let committed = self.layers.commit(&request.key, &request.lease).await;
         answer(committed.map(|(stored, diff_id)| convert::committed(&stored, &diff_id)))
+    }
+
+    async fn export_tree(
+        &self,
+        request: Request<ExportTreeRequest>,
+    ) -> Answer<Self::ExportTreeStream> {
+        answer(self.export(&request.get_ref().key).await)
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Answer<RemoveResponse> {

@@ -64,6 +64,20 @@ pub fn pack(upper: &Path, blob: &Path) -> Result<Digest, Error> {
     )?)
 }
 
+/// Writes a whole tree as a tar stream.
+///
+/// # Errors
+/// When something cannot be read, or nobody takes the stream any more (`BrokenPipe`).
+pub fn stream(root: BorrowedFd<'_>, sink: impl Write) -> io::Result<()> {
+    let mut writer = Writer {
+        sink,
+        first_names: HashMap::new(),
+    };
+    writer.directory(root, b"")?;
+    writer.sink.write_all(&[0; 1024])?;
+    writer.sink.flush()
+}
+
 struct Writer<W> {
     sink: W,
     /// Device and inode of files with several names -> the first of them.

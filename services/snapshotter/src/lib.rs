@@ -61,7 +61,13 @@ pub async fn run(
             drain.clone(),
         ),
     );
-    gantry_chassis::serve("snapshotter", listener, api::routes(shelf, layers), &drain).await?;
+    gantry_chassis::serve(
+        "snapshotter",
+        listener,
+        api::routes(shelf, layers, drain.clone()),
+        &drain,
+    )
+    .await?;
     Ok(())
 }
 

@@ -66,9 +66,9 @@ pub fn lower(files: &Files, key: &str, record: &SnapshotRecord) -> Result<Vec<Pa
 /// # Errors
 /// When a record holds no digest.
 pub fn mounts(files: &Files, key: &str, record: &SnapshotRecord) -> Result<Vec<Mount>, Error> {
-    let lower = lower(files, key, record)?;
+    let dirs = lower(files, key, record)?;
     if record.readonly
-        && let [only] = lower.as_slice()
+        && let [only] = dirs.as_slice()
     {
         return Ok(vec![Mount {
             kind: "bind",
@@ -76,21 +76,41 @@ pub fn mounts(files: &Files, key: &str, record: &SnapshotRecord) -> Result<Vec<M
             options: vec!["rbind".into(), "ro".into()],
         }]);
     }
-    let joined: Vec<String> = lower.iter().map(|dir| text(dir)).collect();
-    let mut options = vec![format!("lowerdir={}", joined.join(":"))];
-    if record.readonly {
-        options.push("ro".into());
+    let more = if record.readonly {
+        vec!["ro".into()]
     } else {
         let home = files.snapshot(key);
-        options.push(format!("upperdir={}", text(&home.join("upper"))));
-        options.push(format!("workdir={}", text(&home.join("work"))));
-    }
+        vec![
+            format!("upperdir={}", text(&home.join("upper"))),
+            format!("workdir={}", text(&home.join("work"))),
+        ]
+    };
+    Ok(vec![overlay(&dirs, more)])
+}
+
+fn overlay(dirs: &[PathBuf], more: Vec<String>) -> Mount {
+    let joined: Vec<String> = dirs.iter().map(|dir| text(dir)).collect();
+    let mut options = vec![format!("lowerdir={}", joined.join(":"))];
+    options.extend(more);
     options.extend(["index=off", "redirect_dir=off", "metacopy=off"].map(str::to_owned));
-    Ok(vec![Mount {
+    Mount {
         kind: "overlay",
         source: "overlay".into(),
         options,
-    }])
+    }
+}
+
+/// How to look at a snapshot with its own changes, without touching it: they are the highest of the layers.
+///
+/// # Errors
+/// When a record holds no digest.
+pub fn look(files: &Files, key: &str, record: &SnapshotRecord) -> Result<Vec<Mount>, Error> {
+    if record.readonly {
+        return mounts(files, key, record);
+    }
+    let mut dirs = vec![files.snapshot(key).join("upper")];
+    dirs.extend(lower(files, key, record)?);
+    Ok(vec![overlay(&dirs, vec!["ro".into()])])
 }
 
 fn stack(shelf: &Shelf, index: &Index, layers: &[Digest]) -> Result<Vec<meta::Layer>, Error> {
@@ -124,6 +144,23 @@ fn make(home: &Path, stack: &[meta::Layer]) -> std::io::Result<bool> {
         meta::copy_attributes(root, &home.join("upper"))?;
     }
     Ok(needed)
+}
+
+/// The root of a snapshot as a mount without a place; `None` = it has none.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn without_place(mounts: &[Mount]) -> std::io::Result<Option<gantry_sys::mount::Detached>> {
+    use gantry_sys::mount;
+    let Some(root) = mounts.first() else {
+        return Ok(None);
+    };
+    let options = mount::Options::parse(&root.options);
+    if root.kind == "bind" {
+        return mount::copy_of(Path::new(&root.source), true).map(Some);
+    }
+    let make = || mount::new_fs(root.kind, &root.source, &options.data);
+    gantry_sys::ns::aside(make).map(Some)
 }
 
 impl Shelf {

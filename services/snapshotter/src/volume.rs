@@ -171,17 +171,11 @@ impl Shelf {
 
 /// Mounts the snapshot without a place, and copies from it.
 fn seed(mounts: &[snapshot::Mount], path: &Path, fresh: &Path, data: &Path) -> Result<bool, Error> {
-    let Some(root) = mounts.first() else {
+    let Some(mounted) =
+        snapshot::without_place(mounts).map_err(Error::io("mount the snapshot for", data))?
+    else {
         return Ok(false);
     };
-    let options = gantry_sys::mount::Options::parse(&root.options);
-    let mounted = if root.kind == "bind" {
-        gantry_sys::mount::copy_of(Path::new(&root.source), true)
-    } else {
-        let make = || gantry_sys::mount::new_fs(root.kind, &root.source, &options.data);
-        gantry_sys::ns::aside(make)
-    };
-    let mounted = mounted.map_err(Error::io("mount the snapshot for", data))?;
     let from = match fs::open_in_root(mounted.fd(), path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         other => other.map_err(Error::io("open", path))?,

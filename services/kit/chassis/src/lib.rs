@@ -8,6 +8,7 @@ mod connect;
 mod drain;
 pub mod metrics;
 mod paths;
+pub mod pipe;
 mod serve;
 mod status;
 pub mod telemetry;

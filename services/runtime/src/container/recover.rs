@@ -54,6 +54,7 @@ impl Container {
             return self.loss(hub).await;
         }
         self.attached.store(true, Ordering::Release);
+        self.thaw(hub);
         let Ok((shim, told)) = shim::dial(&self.id, &self.shim_dir, &hub.drain).await else {
             return self.lost_or_stale(hub).await;
         };

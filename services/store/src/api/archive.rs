@@ -3,6 +3,7 @@
 //! Invariant: a caller that leaves ends the work: its channel is closed, and the next chunk finds that out.
 
 use futures_util::StreamExt as _;
+use gantry_chassis::pipe::WAITING;
 use gantry_chassis::to_status;
 use gantry_proto::store::*;
 use tokio::sync::mpsc;
@@ -10,8 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Events, Handlers};
+use crate::archive::DANGLING;
 use crate::archive::import::Event;
-use crate::archive::{DANGLING, WAITING};
 use crate::index::blocking;
 use crate::{Error, convert};
 

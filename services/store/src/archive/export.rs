@@ -8,11 +8,11 @@ use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use gantry_chassis::pipe::Writer;
 use gantry_types::{Digest, Platform, Reference};
 use tokio::sync::mpsc;
 
 use super::layout::{self, DockerImage, Named};
-use super::pipe::Writer;
 use super::{DANGLING, OWN_LEASES};
 use crate::Error;
 use crate::blob::Files;

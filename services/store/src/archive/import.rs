@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::io::{BufReader, Read};
 use std::sync::Arc;
 
+use gantry_chassis::pipe::Reader;
 use gantry_types::{Digest, Platform};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::layout::{self, DockerImage, Named};
-use super::pipe::Reader;
 use super::{DANGLING, OWN_LEASES};
 use crate::Error;
 use crate::index::{Begun, Blob, Store};

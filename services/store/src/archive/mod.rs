@@ -8,9 +8,6 @@
 pub(crate) mod export;
 pub(crate) mod import;
 mod layout;
-mod pipe;
-
-pub(crate) use pipe::WAITING;
 
 /// Repository of images that have no name, each under its digest.
 pub(crate) const DANGLING: &str = "localhost/dangling";

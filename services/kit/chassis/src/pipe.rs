@@ -1,4 +1,4 @@
-//! A channel as something to read from or write to, for work that blocks.
+//! A channel as something to read from or write to, for work that blocks: archives that come or go over gRPC.
 //!
 //! Invariant: at most [`WAITING`] chunks wait, so a slow other side slows this one down instead of filling memory.
 
@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use tokio::sync::mpsc;
 
 /// Bytes of a chunk.
-const CHUNK: usize = 256 << 10;
+pub const CHUNK: usize = 256 << 10;
 /// Chunks that may wait.
 pub const WAITING: usize = 8;
 
@@ -16,6 +16,7 @@ fn gone() -> io::Error {
 }
 
 /// Writes chunks into a channel.
+#[derive(Debug)]
 pub struct Writer {
     to: mpsc::Sender<Vec<u8>>,
     chunk: Vec<u8>,
@@ -51,7 +52,8 @@ impl Write for Writer {
     }
 }
 
-/// Reads chunks from a channel; `None` in it is an end that was not meant.
+/// Reads chunks from a channel; `None` in it is an end that was not meant, and a broken pipe.
+#[derive(Debug)]
 pub struct Reader {
     from: mpsc::Receiver<Option<Vec<u8>>>,
     chunk: Vec<u8>,

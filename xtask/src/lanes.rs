@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 10] = [
 ];
 
 /// The test programs of the end-to-end lane.
-const E2E: [&str; 12] = [
+const E2E: [&str; 13] = [
     "smoke",
     "streams",
     "life",
@@ -56,6 +56,7 @@ const E2E: [&str; 12] = [
     "archive",
     "registry",
     "commit",
+    "space",
     "isolation",
     "hostile",
 ];

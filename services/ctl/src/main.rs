@@ -88,6 +88,10 @@ enum Command {
     Load(archive::Load),
     History(history::History),
     Gc(space::Gc),
+    #[command(subcommand)]
+    Store(space::Store),
+    #[command(subcommand)]
+    System(space::System),
     Images(image::Images),
     Rmi(image::Rmi),
     Tag(image::Tag),
@@ -230,6 +234,8 @@ impl Command {
             Command::Load(it) => it.go(engine).await,
             Command::History(it) => it.go(engine).await,
             Command::Gc(it) => it.go(engine).await,
+            Command::Store(it) => it.go(engine).await,
+            Command::System(it) => it.go(engine).await,
             Command::Push(it) => it.go(engine).await,
             Command::Login(it) => it.go(engine).await,
             Command::Logout(it) => it.go(),

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::error::Error;
 use crate::layer::{self, Job, Layers};
 use crate::shelf::{Shelf, blocking};
-use crate::{convert, diff, snapshot};
+use crate::{convert, diff, snapshot, usage};
 
 /// How often a caller hears how far its layer is.
 const TICK: Duration = Duration::from_millis(100);
@@ -92,6 +92,46 @@ impl Handlers {
     async fn get(&self, key: &str) -> Result<Snapshot, Error> {
         let record = self.shelf.snapshot(key).await?;
         convert::snapshot(&self.shelf.files, key, record)
+    }
+
+    /// Counts every tree; layers were counted when they were unpacked.
+    async fn count(&self) -> Result<Usage, Error> {
+        let (layers, snapshots, volumes) = {
+            let index = self.shelf.lock().await;
+            let layers = index.layers.iter();
+            (
+                layers
+                    .map(|(diff_id, record)| convert::layer(diff_id, record))
+                    .collect(),
+                index.snapshots.keys().cloned().collect::<Vec<_>>(),
+                index.volumes.keys().cloned().collect::<Vec<_>>(),
+            )
+        };
+        let shelf = self.shelf.clone();
+        blocking(move || {
+            let one = |name: String, path: std::path::PathBuf| {
+                let usage = usage::of(&path).map_err(Error::io("read", &path))?;
+                Ok(TreeUsage {
+                    name,
+                    bytes: i64::try_from(usage.bytes).unwrap_or(i64::MAX),
+                    inodes: i64::try_from(usage.inodes).unwrap_or(i64::MAX),
+                })
+            };
+            let snapshots = snapshots.into_iter().map(|key| {
+                let path = shelf.files.snapshot(&key).join("upper");
+                one(key, path)
+            });
+            let volumes = volumes.into_iter().map(|name| {
+                let path = shelf.volume_data(&name);
+                one(name, path)
+            });
+            Ok(Usage {
+                layers,
+                snapshots: snapshots.collect::<Result<_, Error>>()?,
+                volumes: volumes.collect::<Result<_, Error>>()?,
+            })
+        })
+        .await
     }
 
     /// Writes a snapshot's tree, as it is now, into the answer.
@@ -239,6 +279,10 @@ impl Api for Handlers {
         let name = &request.get_ref().name;
         let found = self.shelf.volume(name).await;
         answer(found.map(|record| convert::volume(&self.shelf.files, name, record)))
+    }
+
+    async fn get_usage(&self, _request: Request<GetUsageRequest>) -> Answer<Usage> {
+        answer(self.count().await)
     }
 
     async fn list_volumes(

@@ -26,6 +26,7 @@ mod shelf;
 mod snapshot;
 mod tar;
 mod unpack;
+mod usage;
 mod volume;
 
 use std::sync::Arc;

@@ -20,7 +20,8 @@ pub struct Files {
     root: PathBuf,
 }
 
-fn hash_file<H: sha2::Digest>(mut file: &File) -> std::io::Result<(String, u64)> {
+/// The digest and the length of a file.
+pub fn hash_file<H: sha2::Digest>(mut file: &File) -> std::io::Result<(String, u64)> {
     let mut hasher = H::new();
     let mut buffer = vec![0u8; 256 << 10];
     let mut size = 0;
@@ -206,23 +207,37 @@ impl Files {
         Ok(found)
     }
 
-    /// Drops staging files that nobody has written to for this long.
+    /// Staging files that nobody has written to for this long.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn idle_ingests(&self, idle: Duration) -> Result<Vec<(PathBuf, std::fs::Metadata)>, Error> {
+        let folder = self.root.join("ingest");
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let path = entry.map_err(Error::io("list", &folder))?.path();
+            // One that has just been committed is none any more.
+            let Ok(meta) = std::fs::metadata(&path) else {
+                continue;
+            };
+            let age = meta
+                .modified()
+                .ok()
+                .and_then(|time| SystemTime::now().duration_since(time).ok());
+            if age.is_some_and(|age| age >= idle) {
+                found.push((path, meta));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Drops them.
     ///
     /// # Errors
     /// What the file system says.
     pub fn sweep_ingests(&self, idle: Duration) -> Result<(), Error> {
-        let folder = self.root.join("ingest");
-        for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
-            let path = entry.map_err(Error::io("list", &folder))?.path();
-            let modified = std::fs::metadata(&path).and_then(|meta| meta.modified());
-            let age = modified
-                .ok()
-                .and_then(|time| SystemTime::now().duration_since(time).ok());
-            if age.is_some_and(|age| age >= idle) {
-                remove(&path)?;
-            }
-        }
-        Ok(())
+        let idle = self.idle_ingests(idle)?;
+        idle.iter().try_for_each(|(path, _)| remove(path))
     }
 }
 

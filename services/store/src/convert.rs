@@ -5,6 +5,7 @@ use gantry_types::{Digest, Platform};
 
 use crate::Error;
 use crate::blob::Files;
+use crate::check;
 use crate::index::Blob;
 use crate::manifest::Descriptor;
 use crate::resolve::{Facts, Resolved, Summary};
@@ -69,6 +70,46 @@ pub(crate) fn to_member(plain: Member) -> pb::ImageMember {
             })
             .collect(),
         held_bytes: i64::try_from(plain.held_bytes).unwrap_or(i64::MAX),
+    }
+}
+
+pub(crate) fn to_finding(plain: check::Finding) -> pb::Finding {
+    let kind = match plain.kind {
+        check::Kind::Lost => pb::FindingKind::Lost,
+        check::Kind::Corrupt => pb::FindingKind::Corrupt,
+        check::Kind::Unknown => pb::FindingKind::Unknown,
+        check::Kind::Incomplete => pb::FindingKind::Incomplete,
+        check::Kind::Abandoned => pb::FindingKind::Abandoned,
+    };
+    pb::Finding {
+        kind: kind.into(),
+        subject: plain.subject,
+        problem: plain.problem,
+        remedy: plain.remedy,
+        repaired: plain.repaired,
+        bytes: bytes(plain.bytes),
+    }
+}
+
+fn bytes(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn to_usage(plain: check::Usage) -> pb::Usage {
+    pb::Usage {
+        images: plain
+            .images
+            .into_iter()
+            .map(|image| pb::ImageUsage {
+                name: image.name,
+                id: image.id,
+                total_bytes: bytes(image.total),
+                unique_bytes: bytes(image.unique),
+            })
+            .collect(),
+        total_bytes: bytes(plain.total),
+        blobs: bytes(plain.blobs as u64),
+        unreachable_bytes: bytes(plain.unreachable),
     }
 }
 

@@ -13,6 +13,7 @@
 mod api;
 mod archive;
 mod blob;
+mod check;
 mod config;
 mod convert;
 mod error;

@@ -1,4 +1,4 @@
-//! Handlers of archives and trees.
+//! Handlers of archives, trees and checks.
 //!
 //! Invariant: a caller that leaves ends the work: its channel is closed, and the next chunk finds that out.
 
@@ -32,6 +32,19 @@ impl Handlers {
             image: Some(image),
             members: members.into_iter().map(convert::to_member).collect(),
         })
+    }
+
+    pub(super) fn look_over(&self, repair: bool, quick: bool) -> Events<Finding> {
+        let (tell, told) = mpsc::channel(64);
+        let (fail, failed) = mpsc::channel::<Status>(1);
+        let store = self.0.clone();
+        self.1.spawn("check", async move {
+            if let Err(error) = store.check(repair, quick, &tell).await {
+                let _ = fail.send(to_status(&error)).await;
+            }
+        });
+        let findings = ReceiverStream::new(told).map(|finding| Ok(convert::to_finding(finding)));
+        Box::pin(findings.chain(ReceiverStream::new(failed).map(Err)))
     }
 
     pub(super) fn export(&self, request: ExportImagesRequest) -> Events<ArchiveChunk> {

@@ -146,11 +146,21 @@ impl Handlers {
 
 #[tonic::async_trait]
 impl Api for Handlers {
+    type CheckStream = Events<Finding>;
     type ExportImagesStream = Events<ArchiveChunk>;
     type ImportImagesStream = Events<ImportImagesEvent>;
 
     async fn describe_image(&self, request: Request<DescribeImageRequest>) -> Answer<ImageTree> {
         answer(self.describe(&request.get_ref().reference).await)
+    }
+
+    async fn check(&self, request: Request<CheckRequest>) -> Answer<Self::CheckStream> {
+        let CheckRequest { repair, quick } = request.into_inner();
+        Ok(Response::new(self.look_over(repair, quick)))
+    }
+
+    async fn get_usage(&self, _request: Request<GetUsageRequest>) -> Answer<Usage> {
+        answer(self.0.usage().await.map(convert::to_usage))
     }
 
     async fn export_images(

@@ -76,7 +76,12 @@ fn what_a_container_has_changed_becomes_an_image() {
         .stdout;
     assert!(history.contains("a reason"), "{history}");
     // The tree is the container's, here and after a way through a registry.
-    let walk = |node: &Node, image: &str| node.sh(&[], image, WALK).ok().stdout;
+    // No layer says when the root itself was changed.
+    let walk = |node: &Node, image: &str| {
+        let out = node.sh(&[], image, WALK).ok().stdout;
+        let lines = out.lines().filter(|line| !line.starts_with("/ "));
+        lines.map(|line| format!("{line}\n")).collect::<String>()
+    };
     let here = walk(&node, "made/here:1");
     for line in [
         "/new 89e9 0 0 4 2 ",
@@ -120,6 +125,9 @@ fn a_running_container_stands_still_and_goes_on() {
     // Two files that are written one after the other: at no moment is the second ahead, nor the first by more than one.
     let script = "n=0; while :; do n=$((n+1)); echo $n >/a.new; mv /a.new /a; echo $n >/b.new; mv /b.new /b; done";
     node.detached(&["--name", "busy"], &base, &["sh", "-c", script]);
+    gantry_tests::eventually("it has written both", || {
+        node.ctl(&["exec", "busy", "test", "-e", "/b"]).code == 0
+    });
     for round in 0..4 {
         let name = format!("moment:{round}");
         node.ctl(&["commit", "busy", &name]).ok();

@@ -211,8 +211,11 @@ mod tests {
     use super::*;
 
     fn load(text: &str, sets: &[&str]) -> Result<Settings, ConfigError> {
+        // Tests run side by side, and equal texts may have one address.
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir =
-            std::env::temp_dir().join(format!("gantryd-config-{}-{:p}", std::process::id(), text));
+            std::env::temp_dir().join(format!("gantryd-config-{}-{number}", std::process::id()));
         std::fs::write(&dir, text).unwrap();
         let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
         let settings = Settings::load(Some(&dir), &sets);

@@ -99,7 +99,10 @@ impl<W: Write> Writer<W> {
         let mut names = tree::names(dir)?;
         names.sort();
         for name in names {
-            let stat = tree::stat_at(dir, &name)?;
+            let stat = match tree::stat_at(dir, &name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
             let mut whole = path.to_vec();
             whole.extend_from_slice(name.as_bytes());
             if stat.is_whiteout() {
@@ -109,7 +112,13 @@ impl<W: Write> Writer<W> {
                 self.mark(&mark)?;
                 continue;
             }
-            self.name(dir, &name, &whole, &stat)?;
+            match self.name(dir, &name, &whole, &stat) {
+                // The container may run: what has gone since it was listed is not there, and is no other name's first.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.first_names.retain(|_, first| *first != whole);
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -121,6 +130,7 @@ impl<W: Write> Writer<W> {
         path: &[u8],
         stat: &Stat,
     ) -> io::Result<()> {
+        // Everything is looked up before the header is written, so that what is gone leaves no trace.
         let xattrs: Vec<_> = tree::xattrs_at(dir, name)?
             .into_iter()
             .filter(|(key, _)| !key.as_bytes().starts_with(b"trusted.overlay."))
@@ -164,8 +174,8 @@ impl<W: Write> Writer<W> {
             }
             Kind::File => {
                 item.size = stat.size;
-                self.header(&item)?;
                 let mut content = tree::open_file_at(dir, name)?.take(stat.size);
+                self.header(&item)?;
                 let copied = io::copy(&mut content, &mut self.sink)?;
                 // A file that shrinks while it is read (the container may run) keeps the size that the header says.
                 io::copy(&mut io::repeat(0).take(stat.size - copied), &mut self.sink)?;

@@ -77,6 +77,14 @@ pub fn bench(arguments: &[String]) -> Outcome {
     driver("gantry-bench", arguments).and_then(|()| leaks())
 }
 
+/// Cold pulls.
+///
+/// # Errors
+/// As [`bench`].
+pub fn bench_pull(arguments: &[String]) -> Outcome {
+    driver("gantry-bench-pull", arguments).and_then(|()| leaks())
+}
+
 /// Runs a program of the tests crate on an optimised engine.
 fn driver(program: &str, arguments: &[String]) -> Outcome {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -39,6 +39,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Time cold pulls of images beside other engines
+    BenchPull {
+        /// --rounds N, and OCI layouts with one image each
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run the lanes given, or all of them; what they need is installed
     Test {
         /// Lanes to run
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Command::Build { release } => build::run(release).map(|dir| println!("{}", dir.display())),
         Command::Dev { arguments } => lanes::dev(&arguments),
         Command::Bench { arguments } => lanes::bench(&arguments),
+        Command::BenchPull { arguments } => lanes::bench_pull(&arguments),
         Command::Test { lanes } => lanes::run(&lanes),
         Command::Tidy => tidy::check(),
         Command::Deps => deps::check(),

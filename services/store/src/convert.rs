@@ -171,22 +171,16 @@ pub(crate) fn to_summary(summary: Summary) -> pb::ImageSummary {
     wire
 }
 
-pub(crate) fn to_resolved(resolved: &Resolved) -> pb::ResolvedImage {
+pub(crate) fn to_resolved(resolved: &Resolved, config_json: Vec<u8>) -> pb::ResolvedImage {
     let mut wire = pb::ResolvedImage {
         name: resolved.name.clone(),
         target: Some(to_descriptor(&resolved.target)),
         manifest: Some(to_descriptor(&resolved.manifest)),
         ..pb::ResolvedImage::default()
     };
-    if let Facts::Manifest {
-        config,
-        layers,
-        config_json,
-        ..
-    } = &*resolved.facts
-    {
+    if let Facts::Manifest { config, layers, .. } = &*resolved.facts {
         wire.config = Some(to_descriptor(config));
-        wire.config_json.clone_from(config_json);
+        wire.config_json = config_json;
         let layer = |(blob, id): &(Descriptor, Digest)| pb::Layer {
             blob: Some(to_descriptor(blob)),
             diff_id: id.to_string(),

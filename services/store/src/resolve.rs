@@ -18,8 +18,8 @@ use crate::schema::ImageRecord;
 const DEEPEST: usize = 4;
 /// Shortest prefix of an id.
 const SHORTEST_ID: usize = 4;
-/// Remembered documents.
-const MOST_FACTS: usize = 4096;
+/// Remembered documents; each takes a few hundred bytes a layer.
+const MOST_FACTS: usize = 16_384;
 
 /// One document, understood. Always behind an `Arc`, so the size of the larger variant costs nothing.
 #[derive(Debug)]
@@ -29,7 +29,6 @@ pub(crate) enum Facts {
     Manifest {
         config: Descriptor,
         layers: Vec<(Descriptor, Digest)>,
-        config_json: Vec<u8>,
         platform: Platform,
         created: Option<String>,
         labels: HashMap<String, String>,
@@ -75,7 +74,6 @@ fn read(files: &Files, digest: &Digest) -> Result<Facts, Error> {
                 created: facts.created,
                 layers: layers.into_iter().zip(ids).collect(),
                 config,
-                config_json,
             })
         }
     }
@@ -108,7 +106,12 @@ impl Store {
         let facts = Arc::new(facts);
         let mut records = self.records.lock().await;
         if records.facts.len() >= MOST_FACTS {
-            records.facts.clear();
+            // Some go, whichever: a list of more images than fit must not begin anew each time.
+            let mut nth = 0;
+            records.facts.retain(|_, _| {
+                nth += 1;
+                nth % 4 != 0
+            });
         }
         records.facts.insert(digest.clone(), facts.clone());
         Ok(facts)
@@ -173,13 +176,14 @@ impl Store {
         })
     }
 
-    /// Finds an image by name, digest or id, and one platform of it. A lease that is named gets all of it.
+    /// Finds an image by name, digest or id, and one platform of it, with its config as it is stored. A lease that is named
+    /// gets all of it.
     pub(crate) async fn resolve(
         &self,
         text: &str,
         wanted: &Platform,
         lease: &str,
-    ) -> Result<Resolved, Error> {
+    ) -> Result<(Resolved, Vec<u8>), Error> {
         let (name, target) = self.find(text, wanted).await?;
         let resolved = self.platform(&name, &target, wanted).await?;
         if let Facts::Manifest { config, layers, .. } = &*resolved.facts {
@@ -200,8 +204,13 @@ impl Store {
                 });
             }
             self.lease_found(&mut records, lease, &digests).await?;
+            drop(records);
+            // Not among what is remembered: configs are what is large.
+            let (files, config) = (self.files.clone(), config.digest.clone());
+            let json = blocking(move || files.read(&config, manifest::LARGEST)).await?;
+            return Ok((resolved, json));
         }
-        Ok(resolved)
+        Ok((resolved, Vec::new()))
     }
 
     /// What a user means: a name and what it points to.

@@ -246,7 +246,7 @@ impl Api for Handlers {
             .0
             .resolve(&request.reference, &platform, &request.lease)
             .await;
-        answer(resolved.map(|resolved| convert::to_resolved(&resolved)))
+        answer(resolved.map(|(resolved, config)| convert::to_resolved(&resolved, config)))
     }
 
     async fn put_lease(&self, request: Request<PutLeaseRequest>) -> Answer<PutLeaseResponse> {

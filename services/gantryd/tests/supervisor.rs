@@ -105,12 +105,12 @@ fn gone(pid: i32) -> bool {
 fn a_killed_service_comes_back_behind_the_same_socket() {
     let mut daemon = Daemon::start(&[]);
     let first = daemon.services();
-    assert_eq!(first.len(), 5);
+    assert_eq!(first.len(), 6);
     kill(first[0], SIGKILL).unwrap();
     // The socket was never closed: this call waits for the new process instead of being refused.
     assert!(daemon.metrics().starts_with("HTTP/1.1 200"));
     eventually("a new process", || {
-        daemon.services().len() == 5 && daemon.services() != first
+        daemon.services().len() == 6 && daemon.services() != first
     });
     let second = daemon.services();
     kill(daemon.pid(), SIGTERM).unwrap();
